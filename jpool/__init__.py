@@ -1,0 +1,1 @@
+from jpool.pooling import max_pool
