@@ -88,7 +88,7 @@ def resolve(
     if not _is_bool(ceil_mode):
         raise TypeError(f"{function}: ceil_mode must be True or False; got {_shown(ceil_mode)}.")
     _check_channel_axis(function, channel_axis)
-    _check_rank(function, shape, window, channel_axis)
+    _check_shape(function, shape, window, channel_axis)
     sizes = list(shape)
     channels = None if channel_axis is None else sizes.pop(channel_axis)
     axes = []
@@ -193,7 +193,7 @@ def _check_channel_axis(function: str, channel_axis: Any) -> None:
         raise ValueError(expected + f"{channel_axis}.")
 
 
-def _check_rank(function: str, shape: tuple[int, ...], window: tuple[int, ...], channel_axis: int | None) -> None:
+def _check_shape(function: str, shape: tuple[int, ...], window: tuple[int, ...], channel_axis: int | None) -> None:
     layout = {-1: "(*spatial, channels)", 0: "(channels, *spatial)", None: "(*spatial,)"}[channel_axis]
     rank = len(window) + (channel_axis is not None)
     if len(shape) != rank:
@@ -202,6 +202,9 @@ def _check_rank(function: str, shape: tuple[int, ...], window: tuple[int, ...], 
             f"channel_axis={channel_axis}; got {len(shape)} axes, shape {shape}. "
             f"For a batch use jax.vmap: jax.vmap(lambda x: jpool.{function}(x, {window}))(batch)."
         )
+    spatial = shape[1:] if channel_axis == 0 else shape[: len(window)]
+    if 0 in spatial:
+        raise ValueError(f"{function}: x must have at least one element along every spatial axis; got shape {shape}.")
 
 
 def _is_bool(value: Any) -> bool:

@@ -132,11 +132,16 @@ def _example(function: str, x: Any) -> jax.Array:
         raise TypeError(f"{function}: x must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}.")
     try:
         array = jnp.asarray(x)
-    except (TypeError, ValueError) as error:  # object arrays, strings, masked arrays, long doubles
-        raise TypeError(f"{function}: x must be an array of real numbers; got {type(x).__name__}: {error}") from error
-    if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+    except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
+        array = error
+    if isinstance(array, Exception) or not (array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)):
         raise TypeError(
-            f"{function}: x must be an array of real numbers (floats, integers or bool); got dtype {array.dtype}. "
-            "Complex numbers have no order: pool their real and imaginary parts, or their magnitude."
+            f"{function}: x must be an array of numbers that JAX can hold (floats, integers or bool); got "
+            f"{type(x).__name__} of dtype {x.dtype}."
+        )
+    if jnp.iscomplexobj(array):
+        raise TypeError(
+            f"{function}: x must be an array of real numbers; got dtype {array.dtype}. Complex numbers have no order: "
+            "pool their magnitude, or real and imaginary part."
         )
     return array

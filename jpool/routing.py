@@ -34,7 +34,7 @@ def route(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
     Returns:
       The cotangent of the example, shape `geometry.example_shape`, dtype of ct.
     """
-    routed = ct.astype(jnp.promote_types(ct.dtype, jnp.float32))
+    routed = ct.astype(jnp.float32) if ct.dtype.itemsize < 4 else ct
     for step in reversed(steps(geometry)):
         winners, routed = _route_step(step, winners, routed)
     return routed.astype(ct.dtype)

@@ -1,0 +1,110 @@
+"""Per-example gradients, and the link of an optax chain that takes them to their mean. Knows nothing of pooling.
+
+    per_example_value_and_grad(loss) :: (params, *batch)                  -> (values (B,), gradients (B, *shape))
+    mean_over_examples()             :: gradients (B, *shape) per example -> their mean, (*shape)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def per_example_value_and_grad(
+    loss: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any]]:
+    """Lifts the loss of ONE example to the values and gradients of every example of a batch, each computed by itself.
+
+    Nothing is averaged: what example i sends back through the network depends on example i alone, in a max pooling layer
+    above all, where each has its own winners. Their mean is `mean_over_examples`.
+
+    Args:
+      loss: `loss(params, *example) -> scalar`, or `-> (scalar, aux)` with `has_aux`; params a pytree of float arrays.
+      has_aux: whether loss returns auxiliary data beside the scalar.
+
+    Returns:
+      `f(params, *batch) -> (values, gradients)`, or `-> ((values, aux), gradients)` with `has_aux`. Every array of the
+      batch has the examples on its first axis, length B; values has shape (B,), and every leaf of gradients (and aux)
+      the shape of its parameter with a leading B. The memory of gradients is B times that of params.
+
+    Raises:
+      TypeError: loss is not callable.
+      ValueError: (from f) the batch is missing, or its arrays do not share a first axis.
+
+    Example:
+      >>> loss = lambda w, x, y: (w @ x - y) ** 2
+      >>> w, xs, ys = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.array([0.0, 0.0, 3.0])
+      >>> values, gradients = per_example_value_and_grad(loss)(w, xs, ys)
+      >>> values
+      Array([1., 4., 0.], dtype=float32)
+      >>> gradients
+      Array([[2., 0.],
+             [0., 4.],
+             [0., 0.]], dtype=float32)
+    """
+    if not callable(loss):
+        raise TypeError(f"per_example_value_and_grad: loss must be a function of (params, *example); got {loss!r}.")
+    one_example = jax.value_and_grad(loss, has_aux=has_aux)
+
+    def value_and_grad(params: Any, *batch: Any) -> tuple[Any, Any]:
+        _check_batch(batch)
+        return jax.vmap(one_example, in_axes=(None,) + (0,) * len(batch))(params, *batch)
+
+    return value_and_grad
+
+
+def mean_over_examples() -> optax.GradientTransformation:
+    """The optax transformation that takes per-example gradients to their mean; the first link of a chain.
+
+    `optax.chain(jpool.mean_over_examples(), optax.sgd(0.1, momentum=0.9))` is a whole update: average, then one step. The
+    mean is over gradients, which is exact; a mean over activations or errors is not, through anything non-linear.
+
+    Its `update(updates, state, params=None)` takes a pytree whose leaves all have a leading axis of B >= 1 examples and
+    removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32.
+
+    Raises:
+      ValueError: (from update) the leaves do not share a leading axis, it has length 0, or, where params are given, a leaf
+        without its leading axis does not have the shape of its parameter.
+
+    Example:
+      >>> optimizer = optax.chain(mean_over_examples(), optax.sgd(0.5))
+      >>> params = jnp.array([1.0, 1.0])
+      >>> gradients = jnp.array([[2.0, 0.0], [0.0, 4.0]])  # of two examples
+      >>> updates, state = optimizer.update(gradients, optimizer.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([0.5, 0. ], dtype=float32)
+    """
+
+    def update(updates: Any, params: Any) -> Any:
+        _check_gradients(updates, params)
+        return jax.tree.map(lambda gradient: gradient.mean(axis=0), updates)
+
+    return optax.stateless(update)
+
+
+def _check_batch(batch: tuple[Any, ...]) -> None:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            "per_example_value_and_grad: every array of the batch must have the examples on its first axis, as many in "
+            f"each; got arrays of shapes {shapes}."
+        )
+
+
+def _check_gradients(updates: Any, params: Any) -> None:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
+    if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            "mean_over_examples: updates must be per-example gradients, every leaf with the same leading axis of "
+            f"examples; got shapes {shapes}."
+        )
+    if any(shape[0] == 0 for shape in shapes):
+        raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {shapes}.")
+    expected = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    if params is not None and [shape[1:] for shape in shapes] != expected:
+        raise ValueError(
+            "mean_over_examples: updates must have the shapes of params behind a leading axis of examples; got "
+            f"{shapes} for params of shapes {expected}. Gradients that are averaged already must not pass through here."
+        )
