@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+Shape = tuple[int, ...]
+
 
 def per_example_value_and_grad(
     loss: Callable[..., Any], *, has_aux: bool = False
@@ -62,11 +64,13 @@ def mean_over_examples() -> optax.GradientTransformation:
     mean is over gradients, which is exact; a mean over activations or errors is not, through anything non-linear.
 
     Its `update(updates, state, params=None)` takes a pytree whose leaves all have a leading axis of B >= 1 examples and
-    removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32.
+    removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32. Gradients that already
+    have the shapes of params are their own mean and pass unchanged, so a chain that begins here is also an optimiser for
+    `make_train_step`, which averages by itself.
 
     Raises:
-      ValueError: (from update) the leaves do not share a leading axis, it has length 0, or, where params are given, a leaf
-        without its leading axis does not have the shape of its parameter.
+      ValueError: (from update) the leaves do not share a leading axis, it has length 0, or, where params are given, the
+        leaves without that axis do not have the shapes of params.
 
     Example:
       >>> optimizer = optax.chain(mean_over_examples(), optax.sgd(0.5))
@@ -78,33 +82,41 @@ def mean_over_examples() -> optax.GradientTransformation:
     """
 
     def update(updates: Any, params: Any) -> Any:
-        _check_gradients(updates, params)
+        if params is not None and _shapes(updates) == _shapes(params):
+            return updates
+        _check_gradients(_shapes(updates), None if params is None else _shapes(params))
         return jax.tree.map(lambda gradient: gradient.mean(axis=0), updates)
 
     return optax.stateless(update)
 
 
 def _check_batch(batch: tuple[Any, ...]) -> None:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    if not shapes or any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+    shapes = _shapes(batch)
+    if not shapes or not _share_first_axis(shapes):
         raise ValueError(
             "per_example_value_and_grad: every array of the batch must have the examples on its first axis, as many in "
             f"each; got arrays of shapes {shapes}."
         )
 
 
-def _check_gradients(updates: Any, params: Any) -> None:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
-    if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+def _check_gradients(shapes: list[Shape], expected: list[Shape] | None) -> None:
+    if not _share_first_axis(shapes):
         raise ValueError(
             "mean_over_examples: updates must be per-example gradients, every leaf with the same leading axis of "
             f"examples; got shapes {shapes}."
         )
     if any(shape[0] == 0 for shape in shapes):
         raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {shapes}.")
-    expected = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    if params is not None and [shape[1:] for shape in shapes] != expected:
+    if expected is not None and [shape[1:] for shape in shapes] != expected:
         raise ValueError(
             "mean_over_examples: updates must have the shapes of params behind a leading axis of examples; got "
-            f"{shapes} for params of shapes {expected}. Gradients that are averaged already must not pass through here."
+            f"{shapes} for params of shapes {expected}."
         )
+
+
+def _shapes(tree: Any) -> list[Shape]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _share_first_axis(shapes: list[Shape]) -> bool:
+    return all(shapes) and len({shape[0] for shape in shapes}) <= 1

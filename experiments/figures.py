@@ -1,0 +1,2 @@
+def learning_curve(h,p): pass
+def routing(*a): pass
