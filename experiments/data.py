@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,9 @@ def mnist_files(directory: str | Path) -> Digits:
     for part in ("train", "test"):
         images, labels = getattr(digits, f"{part}_images"), getattr(digits, f"{part}_labels")
         if images.ndim != 3 or labels.ndim != 1:
-            raise DataError(f"{directory}: the {part} images have {images.ndim} axes and the labels {labels.ndim}, not 3 and 1.")
+            raise DataError(
+                f"{directory}: the {part} images have {images.ndim} axes, not 3, or the labels {labels.ndim}, not 1."
+            )
         if images.shape[1:] != IMAGE_SHAPE:
             raise DataError(f"{directory}: the {part} images are {images.shape[1]}x{images.shape[2]}, not 28x28.")
         if len(images) != len(labels) or not len(images):
@@ -79,10 +82,10 @@ def _read_idx(path: Path) -> np.ndarray:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if content[:3] != b"\x00\x00\x08" or len(content) < 4:
-        raise DataError(f"{path} is not an IDX file of unsigned bytes: it starts with {content[:4].hex(' ') or 'nothing'}.")
+        raise DataError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}.")
     start = 4 + 4 * content[3]
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
     if len(content) != start + math.prod(shape) or not shape:

@@ -1,2 +1,110 @@
-def learning_curve(h,p): pass
-def routing(*a): pass
+"""The pictures of the main job: how it learned, and what one pooling layer did with one digit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import lenet
+from experiments.data import Digits
+
+BLUE, RED = "#2e6fe4", "#e4572e"
+
+
+def learning_curve(history: Sequence[Any], path: Path) -> None:
+    """Loss and accuracy by epoch; `history` holds `train_digits.Epoch`s."""
+    epochs = np.arange(1, len(history) + 1)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [epoch.loss for epoch in history], "o-", color=BLUE, markersize=3)
+    left.set(title="loss on the training digits", xlabel="epoch", ylabel="mean cross entropy (nats)", yscale="log")
+    right.plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=RED, markersize=3)
+    right.set(title=f"held-out digits: {history[-1].accuracy:.1%} at the end", xlabel="epoch", ylabel="read right (%)")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(path, dpi=100)
+
+
+class Trace(NamedTuple):
+    """One channel of the first pooling layer, forward and backward."""
+
+    maps: np.ndarray  # (24, 24) what the filter found
+    pooled: np.ndarray  # (12, 12)
+    won: np.ndarray  # (24, 24) whether the element won its window
+    ct: np.ndarray  # (12, 12) cotangent of pooled
+    routed: np.ndarray  # (24, 24) cotangent of maps
+
+
+def trace(params: lenet.Params, image: jax.Array, label: jax.Array) -> Trace:
+    """Runs one digit through the network and back, and keeps the channel that the cotangents say most about."""
+    maps = lenet.feature_maps(params, image)
+    pooled, route = jax.vjp(lenet.pool, maps)
+    ct = jax.grad(lambda x: lenet.cross_entropy(lenet.after_pool1(params, x), label))(pooled)
+    (routed,), (won,) = route(ct), route(jnp.ones_like(ct))
+    channel = int(jnp.abs(ct).sum((0, 1)).argmax())
+    return Trace(*(np.asarray(part[..., channel]) for part in (maps, pooled, won, ct, routed)))
+
+
+def hardest(params: lenet.Params, digits: Digits) -> tuple[np.ndarray, int, int]:
+    """The held-out digit with the largest loss, what it is and what it is read as: it has most to teach."""
+    images, labels = digits.test_images[:1000], digits.test_labels[:1000]
+    scores = jax.vmap(lenet.logits, (None, 0))(params, jnp.asarray(images) / 255.0)
+    worst = int(jax.vmap(lenet.cross_entropy)(scores, jnp.asarray(labels, int)).argmax())
+    return images[worst], int(labels[worst]), int(scores[worst].argmax())
+
+
+def routing(params: lenet.Params, digits: Digits, path: Path) -> None:
+    """Above, forward: input, feature map, pooled map with its winners. Below, backward: the cotangents on their way."""
+    image, label, read = hardest(params, digits)
+    seen = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
+    figure = Figure(figsize=(11.5, 8), layout="constrained")
+    (top_left, top_middle, top_right), (bottom_left, bottom_middle, bottom_right) = figure.subplots(2, 3)
+
+    top_left.imshow(image, cmap="gray_r")
+    top_left.set_title(f"1  input, 28 x 28: a {label}, read as a {read}", fontsize=11)
+    top_left.set(xticks=[], yticks=[])
+    show(top_middle, seen.maps, "gray", "2  feature map of one filter, 24 x 24")
+    rows, columns = np.nonzero(seen.won)
+    top_middle.plot(columns, rows, ".", color=RED, markersize=4)
+    show(top_right, seen.pooled, "gray", "3  pooled map, 12 x 12: where each winner sat")
+    # An element of the feature map lies a quarter of a cell off the centre of its cell in the pooled map.
+    top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=RED, markersize=4)
+
+    reach = np.abs(seen.ct).max()
+    show(bottom_right, seen.ct, "RdBu", "4  cotangents that arrive at the pooled map", reach)
+    show(bottom_middle, seen.routed, "RdBu", "5  where they went in the feature map", reach)
+    bottom_left.axis("off")
+    bottom_left.text(0.0, 0.95, explanation(seen), va="top", fontsize=11, linespacing=1.6)
+    figure.savefig(path, dpi=90)
+
+
+def show(axes: Axes, values: np.ndarray, colours: str, title: str, reach: float | None = None) -> None:
+    """An image with the pooling windows drawn over it."""
+    axes.imshow(values, cmap=colours, vmin=None if reach is None else -reach, vmax=reach)
+    edges = np.linspace(0, len(values), 13) - 0.5
+    axes.hlines(edges, -0.5, len(values) - 0.5, color="#88888866", linewidth=0.6)
+    axes.vlines(edges, -0.5, len(values) - 0.5, color="#88888866", linewidth=0.6)
+    axes.set_title(title, fontsize=11)
+    axes.set(xticks=[], yticks=[])
+
+
+def explanation(seen: Trace) -> str:
+    """What the picture shows, in numbers."""
+    received = np.count_nonzero(seen.routed)
+    return (
+        "Forward (1, 2, 3): each 2 x 2 window keeps its\nlargest element, the winner (red).\n\n"
+        "Backward (4, 5): each cotangent goes to the\nwinner of its window, whole and unchanged\n"
+        "(blue: positive, red: negative).\n\n"
+        f"{seen.ct.size} cotangents, {np.count_nonzero(seen.ct)} of them not zero;\n"
+        f"{received} of {seen.routed.size} elements receive one,\nthe others exactly 0.\n\n"
+        f"Sum that arrived   {seen.ct.sum():+.6f}\nSum that was routed {seen.routed.sum():+.6f}\n\n"
+        "Another digit has other winners. Nothing is\naveraged here: only the gradients of the\n"
+        "weights are, over the batch."
+    )

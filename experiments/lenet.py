@@ -53,6 +53,11 @@ def convolve(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x[None], layer["w"], (1, 1), "VALID", dimension_numbers=layout)[0] + layer["b"]
 
 
+def cross_entropy(scores: jax.Array, label: jax.Array) -> jax.Array:
+    """The loss of one image from its scores, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(scores, label)
+
+
 def loss(params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
-    """Cross entropy of one image, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, image), label)
+    """The loss of one image, in nats."""
+    return cross_entropy(logits(params, image), label)

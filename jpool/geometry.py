@@ -16,6 +16,9 @@ CHANNEL_AXES = (-1, 0, None)
 MOST_TAPS = 2**32 - 1  # winners have at most 32 bits, and one number is kept for "none"
 
 
+Pad = str | tuple[int, int]  # along one axis
+
+
 class Axis(NamedTuple):
     """How windows meet one axis of the example: tap j of window o reads element `o * stride + j * dilation - low`."""
 
@@ -93,12 +96,12 @@ def resolve(
     channels = None if channel_axis is None else sizes.pop(channel_axis)
     axes = []
     for i, size in enumerate(sizes):
-        axis, padded = _fit(size, window[i], stride[i], dilation[i], pads if isinstance(pads, str) else pads[i], ceil_mode)
+        axis, padded = _fit(size, window[i], stride[i], dilation[i], pads[i], ceil_mode)
         if padded < axis.extent:
             raise ValueError(
-                f"{function}: window_shape {window} is larger than the padded input along spatial axis {i}: "
-                f"a window spans {axis.extent} elements (window {axis.window}, dilation {axis.dilation}), the input has "
-                f"{padded} (size {size}, padding {padding!r}); x has shape {shape}. Use a smaller window or more padding."
+                f"{function}: window_shape {window} is larger than the padded input along spatial axis {i}: a window "
+                f"spans {axis.extent} elements (window {axis.window}, dilation {axis.dilation}), the padded input has "
+                f"{padded} (size {size}, padding {padding!r}); x has shape {shape}. Take a smaller window or pad more."
             )
         axes.append(axis)
     if channels is not None:
@@ -106,17 +109,15 @@ def resolve(
     return Geometry(tuple(axes))
 
 
-def _fit(
-    size: int, window: int, stride: int, dilation: int, pad: str | tuple[int, int], ceil_mode: bool
-) -> tuple[Axis, int]:
-    """One axis and the size of its padded input, by the rules of lax ("VALID", "SAME", "SAME_LOWER") and of torch (ceil)."""
+def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode: bool) -> tuple[Axis, int]:
+    """One axis, and the size of its padded input: by lax's rules for the words, by torch's for ceil_mode."""
     span = (window - 1) * dilation + 1
     if pad in ("SAME", "SAME_LOWER"):
         output = -(-size // stride)
         total = max((output - 1) * stride + span - size, 0)
         low = (total + 1) // 2 if pad == "SAME_LOWER" else total // 2
         return Axis(size, window, stride, dilation, low, output), size + total
-    low, high = (0, 0) if isinstance(pad, str) else pad
+    low, high = pad if isinstance(pad, tuple) else (0, 0)
     padded = size + low + high
     output = (padded - span) // stride + 1
     if ceil_mode:
@@ -145,7 +146,9 @@ def _per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int,
     if _is_int(value):
         value = (value,) * rank
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{function}: {argument} must be an int >= 1 or a tuple of {rank} of them; got {_shown(value)}.")
+        raise TypeError(
+            f"{function}: {argument} must be an int >= 1 or {rank} of them in a tuple; got {_shown(value)}."
+        )
     if len(value) != rank:
         raise ValueError(
             f"{function}: {argument} must have one entry per spatial axis, {rank} as in window_shape; got {value!r}."
@@ -158,13 +161,14 @@ def _per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int,
     return tuple(int(entry) for entry in value)
 
 
-def _padding(function: str, value: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
-    """One of PADDING_WORDS, or (low, high) for every spatial axis."""
-    expected = f"one of {', '.join(map(repr, PADDING_WORDS))}, an int >= 0, or per spatial axis an int or a pair (low, high)"
+def _padding(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
+    """One of PADDING_WORDS, or (low, high), for every spatial axis."""
+    words = ", ".join(map(repr, PADDING_WORDS))
+    expected = f"one of {words}, an int >= 0, or per spatial axis an int >= 0 or a pair (low, high) of them"
     if isinstance(value, str):
         if value.upper() not in PADDING_WORDS:
             raise ValueError(f"{function}: padding must be {expected}; got {value!r}.")
-        return value.upper()
+        return (value.upper(),) * rank
     if _is_int(value):
         value = (value,) * rank
     if not isinstance(value, (tuple, list)):
@@ -174,7 +178,7 @@ def _padding(function: str, value: Any, rank: int) -> str | tuple[tuple[int, int
             f"{function}: padding must have one entry per spatial axis, {rank} as in window_shape; got {value!r}."
             + (f" For one axis write (({value[0]!r}, {value[1]!r}),)." if rank == 1 and len(value) == 2 else "")
         )
-    pairs = []
+    pairs: list[Pad] = []
     for entry in value:
         pair = (entry, entry) if _is_int(entry) else entry
         if not isinstance(pair, (tuple, list)) or not all(_is_int(side) for side in pair):

@@ -1,7 +1,9 @@
 """Per-example gradients, and the link of an optax chain that takes them to their mean. Knows nothing of pooling.
 
-    per_example_value_and_grad(loss) :: (params, *batch)                  -> (values (B,), gradients (B, *shape))
-    mean_over_examples()             :: gradients (B, *shape) per example -> their mean, (*shape)
+    per_example_value_and_grad(loss) :: (params, *batch)    -> (values (B,), gradients (B, *shape))
+    mean_over_examples().update      :: gradients (B, *shape) -> their mean (*shape)
+
+Every example is computed by itself; the mean is taken over gradients, and nowhere before.
 """
 
 from collections.abc import Callable
@@ -14,13 +16,11 @@ import optax
 Shape = tuple[int, ...]
 
 
-def per_example_value_and_grad(
-    loss: Callable[..., Any], *, has_aux: bool = False
-) -> Callable[..., tuple[Any, Any]]:
+def per_example_value_and_grad(loss: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
     """Lifts the loss of ONE example to the values and gradients of every example of a batch, each computed by itself.
 
-    Nothing is averaged: what example i sends back through the network depends on example i alone, in a max pooling layer
-    above all, where each has its own winners. Their mean is `mean_over_examples`.
+    Nothing is averaged: what example i sends back through the network depends on example i alone, in a max pooling
+    layer above all, where each has its own winners. `mean_over_examples` takes the mean.
 
     Args:
       loss: `loss(params, *example) -> scalar`, or `-> (scalar, aux)` with `has_aux`; params a pytree of float arrays.
@@ -60,13 +60,13 @@ def per_example_value_and_grad(
 def mean_over_examples() -> optax.GradientTransformation:
     """The optax transformation that takes per-example gradients to their mean; the first link of a chain.
 
-    `optax.chain(jpool.mean_over_examples(), optax.sgd(0.1, momentum=0.9))` is a whole update: average, then one step. The
-    mean is over gradients, which is exact; a mean over activations or errors is not, through anything non-linear.
+    `optax.chain(jpool.mean_over_examples(), optax.sgd(0.1, momentum=0.9))` is a whole update: average, then one step.
+    The mean is over gradients, which is exact; a mean over activations or errors is not, through anything non-linear.
 
-    Its `update(updates, state, params=None)` takes a pytree whose leaves all have a leading axis of B >= 1 examples and
-    removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32. Gradients that already
-    have the shapes of params are their own mean and pass unchanged, so a chain that begins here is also an optimiser for
-    `make_train_step`, which averages by itself.
+    Its `update(updates, state, params=None)` takes a pytree whose leaves all have a leading axis of B >= 1 examples,
+    and removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32. Gradients that
+    already have the shapes of params are their own mean and pass unchanged, so that a chain which begins here is also
+    an optimiser for `make_train_step`, which averages by itself.
 
     Raises:
       ValueError: (from update) the leaves do not share a leading axis, it has length 0, or, where params are given, the

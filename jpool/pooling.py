@@ -4,8 +4,8 @@
     _select   :: (geometry; x)           -> (values, winners)
     _backward :: (geometry; winners, ct) -> ct of x
 
-`select` already has the type of a forward rule, so the wiring is one line. The winners are the whole residual: once they
-are known, max pooling is linear, and neither x nor the values are needed again.
+`select` already has the type of a forward rule, so the wiring is one line. The winners are the whole residual: once
+they are known, max pooling is linear, and neither x nor the values are needed again.
 """
 
 from collections.abc import Sequence
@@ -48,14 +48,14 @@ def max_pool(
     subnormal numbers                         compared as the device compares them (XLA:CPU and TPU: equal to zero)
     ========================================  =========================================================================
 
-    The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element (uint8 for windows of
-    up to 255 taps, uint16 up to 65,535, else uint32), and neither pass scatters, so it is deterministic on every device.
-    Forward mode on its own (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) is refused by JAX; `jax.hessian` works.
+    The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element (uint8 for windows
+    of up to 255 taps, uint16 up to 65,535, else uint32), and neither pass scatters, so it is deterministic. Forward
+    mode on its own (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) is refused by JAX; `jax.hessian` works.
 
     Args:
       x: one example: `(*spatial, channels)`, `(channels, *spatial)` or `(*spatial,)`, as `channel_axis` says. A JAX or
         NumPy array of any real dtype.
-      window_shape: ints >= 1, one per spatial axis; their number says how many spatial axes there are. An int is refused.
+      window_shape: ints >= 1, one per spatial axis; their number says how many axes are spatial. An int is refused.
       strides: elements from one window to the next, an int or one per spatial axis. None is 1 on every axis, as in JAX,
         Flax and Equinox; torch and Keras default to the window, so write `strides=window_shape` for theirs.
       padding: "VALID" (none), "SAME" or "SAME_LOWER" (ceil(size / stride) windows; an odd element of padding goes after
@@ -93,7 +93,7 @@ def max_pool(
         ceil_mode=ceil_mode,
         channel_axis=channel_axis,
     )
-    return _max_pool(geometry, x)
+    return _max_pool_jitted(geometry, x)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -109,7 +109,6 @@ def _select_tangent(geometry: Geometry, primals: tuple[jax.Array], tangents: tup
     return (values, winners), (gather(geometry, winners, *tangents), no_tangent)
 
 
-@partial(jax.jit, static_argnums=0, inline=True)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max_pool(geometry: Geometry, x: jax.Array) -> jax.Array:
     values, _ = _select(geometry, x)
@@ -123,22 +122,21 @@ def _backward(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> tuple[ja
     return (route(geometry, jax.lax.optimization_barrier(winners), ct),)
 
 
-_max_pool.__wrapped__.defvjp(_select, _backward)
+_max_pool.defvjp(_select, _backward)
+_max_pool_jitted = jax.jit(_max_pool, static_argnums=0, inline=True)  # so that a call outside jit is one dispatch
 
 
 def _example(function: str, x: Any) -> jax.Array:
-    """x as a JAX array of real numbers, or the error that says why not."""
+    """Returns x as a JAX array of real numbers, or raises the error that says why not."""
     if not isinstance(x, (jax.Array, np.ndarray, np.generic)) and not hasattr(x, "__jax_array__"):
         raise TypeError(f"{function}: x must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}.")
+    unfit = f"{function}: x must be an array of numbers (floats, integers or bool); got {type(x).__name__} of dtype "
     try:
         array = jnp.asarray(x)
     except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
-        array = error
-    if isinstance(array, Exception) or not (array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)):
-        raise TypeError(
-            f"{function}: x must be an array of numbers that JAX can hold (floats, integers or bool); got "
-            f"{type(x).__name__} of dtype {x.dtype}."
-        )
+        raise TypeError(f"{unfit}{x.dtype}, which JAX cannot hold.") from error
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"{unfit}{array.dtype}.")
     if jnp.iscomplexobj(array):
         raise TypeError(
             f"{function}: x must be an array of real numbers; got dtype {array.dtype}. Complex numbers have no order: "

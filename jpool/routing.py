@@ -9,7 +9,6 @@ windows that cover it "did I win?", and adds up the cotangents of those that say
 """
 
 from collections.abc import Sequence
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -61,21 +60,34 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
     taps = _taps_by_shift(axes)
     low = [-min(shift[i] for shift in taps) for i in range(len(axes))]
     high = [counts[i] + max(shift[i] for shift in taps) - axis.output for i, axis in enumerate(axes)]
-    winners = pad(winners, low, high, step.none)
-    ct = pad(ct, low, high, 0)
+    winners, ct = pad(winners, low, high, step.none), pad(ct, low, high, 0)
 
     shape = [n for count, axis in zip(counts, axes, strict=True) for n in (count, axis.stride)]
-    inner = jnp.full(shape, step.block, winners.dtype)
-    routed = jnp.zeros(shape, ct.dtype)
+    inner, routed = jnp.full(shape, step.block, winners.dtype), jnp.zeros(shape, ct.dtype)
     for shift, tap in taps.items():
-        start = [max(pad_low, 0) + by for pad_low, by in zip(low, shift, strict=True)]
-        asked, sent = _read_windows(winners, start, counts), _read_windows(ct, start, counts)
-        first = np.where(tap > 0, (tap - 1) * step.apart + step.block, 0)
-        span = np.where(tap > 0, step.apart, np.where(tap == 0, step.block, 0))  # 0 where no tap falls on the phase
-        won = asked - first.astype(asked.dtype) < span.astype(asked.dtype)  # unsigned: below `first` is far above `span`
-        inner = jnp.where(won, asked - (tap * step.apart).astype(asked.dtype), inner)
+        start = [max(before, 0) + by for before, by in zip(low, shift, strict=True)]
+        winner, sent = _read_windows(winners, start, counts), _read_windows(ct, start, counts)
+        won = _won(step, tap, winner)
+        inner = jnp.where(won, winner - (tap * step.apart).astype(winner.dtype), inner)
         routed = jnp.where(won, sent, 0) + routed
     return _interleaved(inner, axes), _interleaved(routed, axes)
+
+
+def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
+    """From elements, or blocks, to the windows that compared them: each reads the one that holds its winner."""
+    axes = step.geometry.axes
+    padded = pad_for_windows(axes, t, 0)
+    read = jnp.zeros(winners.shape, t.dtype)
+    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
+        read = jnp.where(_won(step, np.asarray(number), winners), read_tap(axes, tap, padded), read)
+    return read
+
+
+def _won(step: Step, tap: np.ndarray, winners: jax.Array) -> jax.Array:
+    """Whether a winner belongs to the tap; one in two blocks belongs to the earlier, and to no tap, -1, none does."""
+    first = np.where(tap > 0, (tap - 1) * step.apart + step.block, 0).astype(winners.dtype)
+    count = np.where(tap > 0, step.apart, np.where(tap == 0, step.block, 0)).astype(winners.dtype)
+    return winners - first < count  # unsigned: a winner before `first` wraps around to a large number
 
 
 def _taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
@@ -85,7 +97,7 @@ def _taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
     """
     strides = [axis.stride for axis in axes]
     tables: dict[Index, np.ndarray] = {}
-    for number, tap in enumerate(product(*(range(axis.window) for axis in axes))):
+    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
         at = [j * axis.dilation - axis.low for j, axis in zip(tap, axes, strict=True)]
         shift = tuple(-(place // stride) for place, stride in zip(at, strides, strict=True))
         phase = tuple(place % stride for place, stride in zip(at, strides, strict=True))
@@ -103,16 +115,3 @@ def _interleaved(phases: jax.Array, axes: Sequence[Axis]) -> jax.Array:
     """(count, stride, count, stride, ..) to the sizes of the axes; the last stride may run over the end."""
     whole = phases.reshape([-(-axis.size // axis.stride) * axis.stride for axis in axes])
     return lax.slice(whole, [0] * len(axes), [axis.size for axis in axes])
-
-
-def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
-    """From elements, or blocks, to the windows that compared them: each window reads the one that holds its winner."""
-    axes = step.geometry.axes
-    padded = pad_for_windows(axes, t, 0)
-    read = jnp.zeros(winners.shape, t.dtype)
-    for number, tap in enumerate(product(*(range(axis.window) for axis in axes))):
-        # An element of two blocks counts as the earlier block's: the last tap to say so is overruled by none before it.
-        first = (number - 1) * step.apart + step.block if number else 0
-        won = (winners >= first) & (winners < number * step.apart + step.block)
-        read = jnp.where(won, read_tap(axes, tap, padded), read)
-    return read

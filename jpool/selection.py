@@ -6,7 +6,6 @@ backward pass needs.
 
 from collections.abc import Iterator
 from functools import reduce
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def lowest(dtype: np.dtype) -> np.ndarray:
     """The value of padding: -inf, or the least number of a dtype that has no infinity, or False."""
-    if dtype == bool:
+    if dtype == np.bool_:
         return np.zeros((), dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         return np.array(jnp.iinfo(dtype).min, dtype)
@@ -57,7 +56,7 @@ def _candidates(step: Step, values: jax.Array, winners: jax.Array) -> Iterator[C
     axes = step.geometry.axes
     values = pad_for_windows(axes, values, lowest(values.dtype))
     winners = pad_for_windows(axes, winners, 0) if step.block > 1 else winners
-    for number, tap in enumerate(product(*(range(axis.window) for axis in axes))):
+    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
         value = read_tap(axes, tap, values)
         winner = jnp.full(value.shape, number * step.apart, winners.dtype)
         yield value, winner + read_tap(axes, tap, winners) if step.block > 1 else winner

@@ -1,6 +1,8 @@
 """One step of training: per-example gradients, their mean, one update by optax. Knows nothing of pooling.
 
     make_train_step(loss, optimizer) :: (state, *batch) -> (state, metrics)
+
+The step is a plain jitted function; the loop around it belongs to its user.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step. The parameters are copied, so donating the state leaves the caller's alone."""
+        """The state before the first step, with a copy of params: donating the state leaves the caller's alone."""
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -39,12 +41,11 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the jitted training step for the loss of ONE example.
 
-    The step computes every example's gradient by itself, takes their mean, and hands it to the optimiser once. So the
-    optimiser is plain optax, without `mean_over_examples`.
+    The step computes every example's gradient by itself, takes their mean, and hands it to the optimiser once.
 
     Args:
       loss: `loss(params, *example) -> scalar`.
-      optimizer: any optax optimiser; it sees the mean gradient and the parameters.
+      optimizer: any optax optimiser, with or without `mean_over_examples` in front; it sees the mean gradient.
 
     Returns:
       `step(state, *batch) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of the batch has
@@ -65,7 +66,9 @@ def make_train_step(
       1.5 1 10.0 6.0
     """
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"make_train_step: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}.")
+        raise TypeError(
+            f"make_train_step: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}."
+        )
     value_and_grad = per_example_value_and_grad(loss)
     mean = mean_over_examples()
 

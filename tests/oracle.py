@@ -37,16 +37,14 @@ def winner(x, places):
 
 def lowest(dtype):
     """What padding is worth."""
-    if dtype == bool:
+    if dtype == np.bool_:
         return False
     if np.issubdtype(dtype, np.integer):
         return np.iinfo(dtype).min
     return -np.inf
 
 
-def max_pool(
-    x, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False, channel_axis=-1
-):
+def max_pool(x, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False, channel_axis=-1):
     """Returns the values and, for every output element, the index of its winner in x or None."""
     rank = len(window_shape)
     each = lambda value: (value,) * rank if not isinstance(value, tuple) else value  # noqa: E731
@@ -55,7 +53,9 @@ def max_pool(
     x = np.asarray(x)
     channels_first = x if channel_axis is None else np.moveaxis(x, channel_axis, 0)
     sizes = channels_first.shape[channels_first.ndim - rank :]
-    axes = [spans(*each_axis, ceil_mode) for each_axis in zip(sizes, window_shape, strides, pads, dilation, strict=True)]
+    axes = [
+        spans(*each_axis, ceil_mode) for each_axis in zip(sizes, window_shape, strides, pads, dilation, strict=True)
+    ]
     if channel_axis is not None:
         axes.insert(channel_axis % x.ndim, [[c] for c in range(x.shape[channel_axis])])
     values = np.full([len(axis) for axis in axes], lowest(x.dtype), x.dtype)
