@@ -3,8 +3,8 @@
     python -m experiments.benchmark
 
 All contenders run in one process, in turn, each waited for; what is printed is the median over the rounds. "floor" is
-the time in which the fastest copy seen here would move the bytes that cannot be avoided: x, values and winners forward,
-cotangents, winners and gradient backward. Times below a millisecond are in the caches and say more about the overhead.
+the time in which a jitted `x + 1` would move the bytes that cannot be avoided: x, values and winners forward,
+cotangents, winners and gradient backward. Where x fits the caches the copy does too, and the floor is out of reach.
 """
 
 import argparse

@@ -25,7 +25,8 @@ class TrainState(NamedTuple):
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
         """The state before the first step, with a copy of params: donating the state leaves the caller's alone."""
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        # Named dtypes make no leaf weakly typed; a weak one would turn strong in the first step and compile a second.
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 

@@ -1,0 +1,48 @@
+"""Every named case with every content: value and gradient equal the oracle's. Equality, because routing is exact."""
+
+import jax
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, CONTENTS
+
+import jpool
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_the_oracle(name, content):
+    case = CASES[name]
+    rng = np.random.default_rng(len(name))
+    x = CONTENTS[content](rng, case.shape)
+    expected, winners = oracle.max_pool(x, case.window, **case.arguments)
+    ct = rng.integers(-9, 10, expected.shape).astype(np.float32)  # whole numbers, so that sums are exact in any order
+    values, backward = jax.vjp(lambda x: jpool.max_pool(x, case.window, **case.arguments), x)
+    (gradient,) = backward(ct)
+    assert values.dtype == gradient.dtype == x.dtype
+    np.testing.assert_array_equal(values, expected, strict=True)
+    np.testing.assert_array_equal(gradient, oracle.route(x.shape, winners, ct).astype(np.float32), strict=True)
+
+
+def test_cases_named_after_padding_have_windows_without_a_real_element():
+    empty = set()
+    for name, case in CASES.items():
+        _, winners = oracle.max_pool(np.zeros(case.shape), case.window, **case.arguments)
+        if None in winners.ravel().tolist():
+            empty.add(name)
+    assert empty == {
+        "only_padding",
+        "only_padding_strided",
+        "long_only_padding",
+        "ceil_low_padding",
+        "ceil_high_padding",
+        "dilated_hole",
+    }
+
+
+@pytest.mark.parametrize("content", ["tied", "special"])
+def test_contents_have_what_they_are_named_for(content):
+    x = CONTENTS[content](np.random.default_rng(0), (9, 9, 2))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(0, 1)).reshape(-1, 9)
+    ties = (windows == np.max(windows, axis=1, keepdims=True)).sum(axis=1) > 1
+    assert ties.mean() > 0.5 if content == "tied" else (np.isnan(windows).any(axis=1)).mean() > 0.5

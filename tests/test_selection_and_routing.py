@@ -1,0 +1,103 @@
+"""select, route and gather by themselves: winners as numbers, and two linear maps that are each other's transpose."""
+
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, CONTENTS
+from test_steps import geometry
+
+from jpool.routing import gather, route
+from jpool.selection import lowest, select
+
+FEW = [
+    "halves",
+    "overlapping",
+    "gaps",
+    "only_padding",
+    "dilated_same",
+    "ceil",
+    "five_by_five_strided",
+    "long_strided",
+    "volume_large",
+]
+
+
+def winner_numbers(case, x):
+    """The oracle's winners as numbers of taps, row-major; the number of taps for none."""
+    whole = geometry(case)
+    _, winners = oracle.max_pool(x, case.window, **case.arguments)
+    windows = [axis.window for axis in whole.axes]
+    numbers = np.full(winners.shape, whole.taps)
+    for output, winner in np.ndenumerate(winners):
+        if winner is not None:
+            tap = [
+                (at - o * a.stride + a.low) // a.dilation for at, o, a in zip(winner, output, whole.axes, strict=True)
+            ]
+            numbers[output] = np.ravel_multi_index(tap, windows)
+    return numbers
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", FEW)
+def test_winners_are_the_row_major_numbers_of_taps(name, content):
+    case = CASES[name]
+    x = CONTENTS[content](np.random.default_rng(3), case.shape)
+    _, winners = select(geometry(case), jnp.asarray(x))
+    np.testing.assert_array_equal(winners, winner_numbers(case, x))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("five_by_five", "uint8"), ("taps_255", "uint8"), ("taps_256", "uint16")])
+def test_winners_are_as_narrow_as_the_window_allows(name, dtype):
+    case = CASES[name]
+    _, winners = select(geometry(case), jnp.zeros(case.shape))
+    assert winners.dtype == dtype
+
+
+def test_winners_of_enormous_windows_are_uint32():
+    whole = geometry(CASES["long_line"]._replace(shape=(66_000, 1), window=(65_536,), arguments={}))
+    x = np.random.default_rng(0).permutation(66_000).astype(np.float32)[:, None]
+    values, winners = select(whole, jnp.asarray(x))
+    assert winners.dtype == jnp.uint32
+    windows = np.lib.stride_tricks.sliding_window_view(x[:, 0], 65_536)
+    np.testing.assert_array_equal(winners[:, 0], windows.argmax(1))
+    np.testing.assert_array_equal(values[:, 0], windows.max(1))
+    home = np.bincount(np.arange(len(windows)) + windows.argmax(1), minlength=66_000)
+    np.testing.assert_array_equal(route(whole, winners, jnp.ones_like(values))[:, 0], home)
+
+
+@pytest.mark.parametrize("content", ["distinct", "tied", "special", "lowest"])
+@pytest.mark.parametrize("name", FEW)
+def test_gather_reads_the_winners_and_is_the_transpose_of_route(name, content):
+    case, rng = CASES[name], np.random.default_rng(4)
+    x = CONTENTS[content](rng, case.shape)
+    expected, homes = oracle.max_pool(x, case.window, **case.arguments)
+    t, ct = (jnp.asarray(rng.integers(-9, 10, shape), jnp.float32) for shape in (x.shape, expected.shape))
+    _, winners = select(geometry(case), jnp.asarray(x))
+    read = gather(geometry(case), winners, t)
+    for output, home in np.ndenumerate(homes):
+        assert read[output] == (0 if home is None else t[home])
+    assert (read * ct).sum() == (t * route(geometry(case), winners, ct)).sum()  # whole numbers: exact
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", FEW)
+def test_the_gradient_is_conserved(name, content):
+    case, rng = CASES[name], np.random.default_rng(5)
+    x = CONTENTS[content](rng, case.shape)
+    expected, homes = oracle.max_pool(x, case.window, **case.arguments)
+    ct = jnp.asarray(rng.integers(1, 10, expected.shape), jnp.float32)
+    _, winners = select(geometry(case), jnp.asarray(x))
+    real = np.array([home is not None for home in homes.ravel()]).reshape(homes.shape)
+    assert route(geometry(case), winners, ct).sum() == np.asarray(ct)[real].sum()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("float32", -np.inf), ("bfloat16", -np.inf), ("float8_e5m2", -np.inf), ("float8_e4m3fn", -448), ("float8_e5m2fnuz", -57344),
+        ("int8", -128), ("uint16", 0), ("bool", False),
+    ],
+)  # fmt: skip
+def test_padding_is_the_lowest_value_of_the_dtype(dtype, value):
+    assert lowest(jnp.dtype(dtype)) == np.asarray(value).astype(jnp.dtype(dtype))
