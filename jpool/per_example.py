@@ -36,9 +36,11 @@ def per_example_value_and_grad(loss: Callable[..., Any], *, has_aux: bool = Fals
       ValueError: (from f) the batch is missing, or its arrays do not share a first axis.
 
     Example:
+      >>> import jpool
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, x, y: (w @ x - y) ** 2
       >>> w, xs, ys = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.array([0.0, 0.0, 3.0])
-      >>> values, gradients = per_example_value_and_grad(loss)(w, xs, ys)
+      >>> values, gradients = jpool.per_example_value_and_grad(loss)(w, xs, ys)
       >>> values
       Array([1., 4., 0.], dtype=float32)
       >>> gradients
@@ -73,7 +75,9 @@ def mean_over_examples() -> optax.GradientTransformation:
         leaves without that axis do not have the shapes of params.
 
     Example:
-      >>> optimizer = optax.chain(mean_over_examples(), optax.sgd(0.5))
+      >>> import jpool, optax
+      >>> import jax.numpy as jnp
+      >>> optimizer = optax.chain(jpool.mean_over_examples(), optax.sgd(0.5))
       >>> params = jnp.array([1.0, 1.0])
       >>> gradients = jnp.array([[2.0, 0.0], [0.0, 4.0]])  # of two examples
       >>> updates, state = optimizer.update(gradients, optimizer.init(params), params)

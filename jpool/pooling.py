@@ -75,10 +75,12 @@ def max_pool(
         say), or a window is larger than the padded input.
 
     Example:
+      >>> import jax, jpool
+      >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 5.0, 2.0, 0.0], [3.0, 4.0, 2.0, 2.0]])
-      >>> max_pool(x, (2, 2), 2, channel_axis=None)
+      >>> jpool.max_pool(x, (2, 2), 2, channel_axis=None)
       Array([[5., 2.]], dtype=float32)
-      >>> jax.grad(lambda x: max_pool(x, (2, 2), 2, channel_axis=None).sum())(x)
+      >>> jax.grad(lambda x: jpool.max_pool(x, (2, 2), 2, channel_axis=None).sum())(x)
       Array([[0., 1., 1., 0.],
              [0., 0., 0., 0.]], dtype=float32)
     """

@@ -58,10 +58,12 @@ def make_train_step(
       ValueError: (from step) the batch is missing or empty, or its arrays do not share a first axis.
 
     Example:
+      >>> import jpool, optax
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, x, y: (w * x - y) ** 2
       >>> optimizer = optax.sgd(0.25)
-      >>> step = make_train_step(loss, optimizer)
-      >>> state = TrainState.create(jnp.array(0.0), optimizer)
+      >>> step = jpool.make_train_step(loss, optimizer)
+      >>> state = jpool.TrainState.create(jnp.array(0.0), optimizer)
       >>> state, metrics = step(state, jnp.array([1.0, 1.0]), jnp.array([2.0, 4.0]))
       >>> print(state.params, state.step, metrics.loss, metrics.gradient_norm)
       1.5 1 10.0 6.0
