@@ -1,5 +1,6 @@
 """The pictures of the main job: how it learned, and what one pooling layer did with one digit."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def routing(params: lenet.Params, digits: Digits, path: Path) -> None:
     """Above, forward: input, feature map, pooled map with its winners. Below, backward: the cotangents on their way."""
     image, label, read = hardest(params, digits)
     seen = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
-    figure = Figure(figsize=(11.5, 8), layout="constrained")
+    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
     (top_left, top_middle, top_right), (bottom_left, bottom_middle, bottom_right) = figure.subplots(2, 3)
 
     top_left.imshow(image, cmap="gray_r")
@@ -81,7 +82,7 @@ def routing(params: lenet.Params, digits: Digits, path: Path) -> None:
     show(bottom_right, seen.ct, "RdBu", "4  cotangents that arrive at the pooled map", reach)
     show(bottom_middle, seen.routed, "RdBu", "5  where they went in the feature map", reach)
     bottom_left.axis("off")
-    bottom_left.text(0.0, 0.95, explanation(seen), va="top", fontsize=11, linespacing=1.6)
+    bottom_left.text(0.0, 1.0, explanation(seen), va="top", fontsize=10.5, linespacing=1.4, in_layout=False)
     figure.savefig(path, dpi=90)
 
 
@@ -98,13 +99,14 @@ def show(axes: Axes, values: np.ndarray, colours: str, title: str, reach: float 
 def explanation(seen: Trace) -> str:
     """What the picture shows, in numbers."""
     received = np.count_nonzero(seen.routed)
+    arrived, routed = math.fsum(seen.ct.flat), math.fsum(seen.routed.flat)  # exact, so that equal means equal
     return (
         "Forward (1, 2, 3): each 2 x 2 window keeps its\nlargest element, the winner (red).\n\n"
         "Backward (4, 5): each cotangent goes to the\nwinner of its window, whole and unchanged\n"
         "(blue: positive, red: negative).\n\n"
         f"{seen.ct.size} cotangents, {np.count_nonzero(seen.ct)} of them not zero;\n"
         f"{received} of {seen.routed.size} elements receive one,\nthe others exactly 0.\n\n"
-        f"Sum that arrived   {seen.ct.sum():+.6f}\nSum that was routed {seen.routed.sum():+.6f}\n\n"
+        f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}\n\n"
         "Another digit has other winners. Nothing is\naveraged here: only the gradients of the\n"
         "weights are, over the batch."
     )
