@@ -74,7 +74,7 @@ def routing(params: lenet.Params, digits: Digits, path: Path) -> None:
     show(top_middle, seen.maps, "gray", "2  feature map of one filter, 24 x 24")
     rows, columns = np.nonzero(seen.won)
     top_middle.plot(columns, rows, ".", color=RED, markersize=4)
-    show(top_right, seen.pooled, "gray", "3  pooled map, 12 x 12: where each winner sat")
+    show(top_right, seen.pooled, "gray", "3  pooled map, 12 x 12, with its winners")
     # An element of the feature map lies a quarter of a cell off the centre of its cell in the pooled map.
     top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=RED, markersize=4)
 

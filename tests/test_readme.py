@@ -1,0 +1,56 @@
+"""The README does what it says: its examples print what stands below them, its commands and links are as promised."""
+
+import contextlib
+import inspect
+import io
+import re
+from pathlib import Path
+
+import jpool
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_examples_print_what_stands_below_them():
+    assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 3
+    codes, texts = ([block for language, block in BLOCKS if language == kind] for kind in ("python", "text"))
+    names = {}  # the later examples continue the first
+    for code, text in zip(codes, texts, strict=True):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), names)
+        assert printed.getvalue().strip() == text.strip()
+
+
+def test_each_command_is_one_line_that_makes_its_own_environment():
+    commands = [block for language, block in BLOCKS if language == "bash"]
+    for command, purpose in zip(commands, ["python -m experiments.train_digits", "python -m pytest"], strict=True):
+        assert re.fullmatch(r"python3 -m venv \.venv && [^\n]*pip install [^\n]* && [^\n]*\n", command)
+        assert purpose in command
+
+
+def test_the_signature_is_the_real_one_and_every_argument_has_its_row():
+    shown = re.search(r"^`jpool\.max_pool\((.*)\)`$", README, re.MULTILINE)[1]
+    signature = inspect.signature(jpool.max_pool)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    real = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    assert f"({shown})".replace('"', "'") == real
+    for name in signature.parameters:
+        assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE), name
+
+
+def test_the_edge_table_has_the_rows_of_the_docstring():
+    table = re.findall(r"^    (\S.*?)  +\S", inspect.getdoc(jpool.max_pool).replace("\n", "\n    "), re.MULTILINE)
+    rows = [row for row in table if not row.startswith("=")]
+    assert len(rows) == 7
+    for row in rows:
+        assert re.search(rf"^\| {re.escape(row)} \|", README, re.MULTILINE), row
+
+
+def test_every_link_leads_to_a_file_and_every_room_has_one():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    rooms = {f"jpool/{path.name}" for path in (ROOT / "jpool").glob("*.py")} - {"jpool/__init__.py"}
+    assert rooms <= set(links)
