@@ -129,6 +129,7 @@ class Progress:
     def epoch(self, report: Epoch) -> None:
         """Called after every epoch."""
         self.reports.append(report)
+        self.bar.set_postfix_str(f"loss {report.loss:.3f}, test accuracy {report.accuracy:.3f}")
         if self.bar.disable:
             count = f"epoch {len(self.reports):{len(str(self.epochs))}}/{self.epochs}"
             result = f"loss {report.loss:.4f}  test accuracy {report.accuracy:.3f}  {report.step_ms:.1f} ms/step"
