@@ -18,7 +18,7 @@ import numpy as np
 
 from jpool.geometry import Geometry, resolve
 from jpool.routing import gather, route
-from jpool.selection import select
+from jpool.selection import largest, select
 
 
 def max_pool(
@@ -113,19 +113,20 @@ def _select_tangent(geometry: Geometry, primals: tuple[jax.Array], tangents: tup
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max_pool(geometry: Geometry, x: jax.Array) -> jax.Array:
-    values, _ = _select(geometry, x)
-    return values
+    return largest(geometry, x)
 
 
 def _backward(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array | None]:
     if ct.dtype == jax.dtypes.float0:  # integers have no cotangent
         return (None,)
-    # Without the barrier XLA, given both passes in one program, selects again for every read of a winner.
-    return (route(geometry, jax.lax.optimization_barrier(winners), ct),)
+    # Without the barrier XLA, given both passes in one program, may find winners again for every read of them.
+    return (_route_jitted(geometry, jax.lax.optimization_barrier(winners), ct),)
 
 
 _max_pool.defvjp(_select, _backward)
-_max_pool_jitted = jax.jit(_max_pool, static_argnums=0, inline=True)  # so that a call outside jit is one dispatch
+# So that a call outside jit is one program.
+_max_pool_jitted = jax.jit(_max_pool, static_argnums=0, inline=True)
+_route_jitted = jax.jit(route, static_argnums=0, inline=True)
 
 
 def _example(function: str, x: Any) -> jax.Array:

@@ -9,6 +9,7 @@ windows that cover it "did I win?", and adds up the cotangents of those that say
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ import numpy as np
 from jax import lax
 
 from jpool.geometry import Axis, Geometry
-from jpool.slices import pad, pad_for_windows, read_tap
+from jpool.runs import Run, in_place
+from jpool.slices import Arrays, by_runs, in_one_pass, pad_for_windows, read_tap
 from jpool.steps import Step, steps
 
 Index = tuple[int, ...]
@@ -56,38 +58,89 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
     Windows that share a block agree on its winner, so one number per block is enough.
     """
     axes = step.geometry.axes
-    counts = [-(-axis.size // axis.stride) for axis in axes]
     taps = _taps_by_shift(axes)
-    low = [-min(shift[i] for shift in taps) for i in range(len(axes))]
-    high = [counts[i] + max(shift[i] for shift in taps) - axis.output for i, axis in enumerate(axes)]
-    winners, ct = pad(winners, low, high, step.none), pad(ct, low, high, 0)
+    least = [min(shift[i] for shift in taps) for i in range(len(axes))]
+    most = [max(shift[i] for shift in taps) for i in range(len(axes))]
+    # As windows read elements, so do elements read windows: `m * stride + phase` those from `m + least` to `m + most`.
+    readers = [
+        Axis(axis.output, high - low + 1, 1, 1, -low, -(-axis.size // axis.stride))
+        for axis, low, high in zip(axes, least, most, strict=True)
+    ]
+    split = in_place(readers)
+    if not split:
+        winners, ct = pad_for_windows(readers, winners, step.none), pad_for_windows(readers, ct, 0)
 
-    shape = [n for count, axis in zip(counts, axes, strict=True) for n in (count, axis.stride)]
-    inner, routed = jnp.full(shape, step.block, winners.dtype), jnp.zeros(shape, ct.dtype)
-    for shift, tap in taps.items():
-        start = [max(before, 0) + by for before, by in zip(low, shift, strict=True)]
-        winner, sent = _read_windows(winners, start, counts), _read_windows(ct, start, counts)
-        won = _won(step, tap, winner)
-        inner = jnp.where(won, winner - (tap * step.apart).astype(winner.dtype), inner)
-        routed = jnp.where(won, sent, 0) + routed
-    return _interleaved(inner, axes), _interleaved(routed, axes)
+    def compute(chosen: Sequence[Run]) -> Arrays:
+        blocks = [run.axis for run in chosen]
+        phases = Phases([block.output for block in blocks], [axis.stride for axis in axes])
+        inner = phases.full(step.block, winners.dtype)
+        routed = nothing = phases.full(0, ct.dtype)
+        for place in np.ndindex(*(block.window for block in blocks)):
+            shift = tuple(at + run.first + low for at, run, low in zip(place, chosen, least, strict=True))
+            if shift in taps:
+                winner, sent = (phases.spread(read_tap(blocks, place, array)) for array in (winners, ct))
+                won = _won(step, taps[shift], winner, phases)
+                if step.block > 1:
+                    first = phases.table(taps[shift] * step.apart, winner.dtype)
+                    inner = lax.select(won, lax.sub(winner, first), inner)
+                routed = lax.add(lax.select(won, sent, nothing), routed)
+        inner, routed = phases.interleaved(inner), phases.interleaved(routed)
+        return in_one_pass(routed, inner, 0) if step.block > 1 else (routed, inner)
+
+    whole = by_runs(readers, compute, split=split)
+    routed, inner = (lax.slice(array, [0] * len(axes), step.geometry.example_shape) for array in whole)
+    return inner, routed
 
 
 def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
     """From elements, or blocks, to the windows that compared them: each reads the one that holds its winner."""
     axes = step.geometry.axes
     padded = pad_for_windows(axes, t, 0)
-    read = jnp.zeros(winners.shape, t.dtype)
+    phases = Phases(winners.shape, [1] * winners.ndim)
+    read = phases.full(0, t.dtype)
     for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
-        read = jnp.where(_won(step, np.asarray(number), winners), read_tap(axes, tap, padded), read)
+        read = lax.select(_won(step, np.asarray(number), winners, phases), read_tap(axes, tap, padded), read)
     return read
 
 
-def _won(step: Step, tap: np.ndarray, winners: jax.Array) -> jax.Array:
+def _won(step: Step, tap: np.ndarray, winners: jax.Array, phases: "Phases") -> jax.Array:
     """Whether a winner belongs to the tap; one in two blocks belongs to the earlier, and to no tap, -1, none does."""
-    first = np.where(tap > 0, (tap - 1) * step.apart + step.block, 0).astype(winners.dtype)
-    count = np.where(tap > 0, step.apart, np.where(tap == 0, step.block, 0)).astype(winners.dtype)
-    return winners - first < count  # unsigned: a winner before `first` wraps around to a large number
+    if step.block == step.apart == 1 and tap.min() >= 0:
+        return lax.eq(winners, phases.table(tap, winners.dtype))
+    first = np.where(tap > 0, (tap - 1) * step.apart + step.block, 0)
+    count = np.where(tap > 0, step.apart, np.where(tap == 0, step.block, 0))
+    # Unsigned: a winner before `first` wraps around to a large number.
+    return lax.lt(lax.sub(winners, phases.table(first, winners.dtype)), phases.table(count, winners.dtype))
+
+
+class Phases:
+    """The shape (count, stride, count, stride, ..) of elements `m * stride + phase`; a stride of 1 gets no axis."""
+
+    def __init__(self, counts: Sequence[int], strides: Sequence[int]) -> None:
+        """Takes one count and one stride for every axis of the array."""
+        self.whole = [count * stride for count, stride in zip(counts, strides, strict=True)]
+        pairs = [(count, stride) if stride > 1 else (count,) for count, stride in zip(counts, strides, strict=True)]
+        self.shape = [n for pair in pairs for n in pair]
+        self.counts = [sum(map(len, pairs[:i])) for i in range(len(pairs))]
+        self.phases = [i for i in range(len(self.shape)) if i not in self.counts]
+
+    def spread(self, array: jax.Array) -> jax.Array:
+        """An array of the counts, the same for every phase."""
+        return lax.broadcast_in_dim(array, self.shape, self.counts) if self.phases else array
+
+    def table(self, numbers: np.ndarray, dtype: np.dtype) -> jax.Array:
+        """Numbers by phase, the same for every count."""
+        if numbers.min() == numbers.max():
+            return self.full(numbers.flat[0], dtype)
+        return lax.broadcast_in_dim(numbers.astype(dtype).squeeze(), self.shape, self.phases)
+
+    def full(self, number: Any, dtype: np.dtype) -> jax.Array:
+        """One number everywhere."""
+        return lax.full(self.shape, number, dtype)
+
+    def interleaved(self, array: jax.Array) -> jax.Array:
+        """The array with one axis for each count and its stride."""
+        return array.reshape(self.whole)
 
 
 def _taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
@@ -102,16 +155,4 @@ def _taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
         shift = tuple(-(place // stride) for place, stride in zip(at, strides, strict=True))
         phase = tuple(place % stride for place, stride in zip(at, strides, strict=True))
         tables.setdefault(shift, np.full(strides, -1))[phase] = number
-    return {shift: table.reshape([n for s in strides for n in (1, s)]) for shift, table in tables.items()}
-
-
-def _read_windows(array: jax.Array, start: Sequence[int], counts: Sequence[int]) -> jax.Array:
-    """`counts` windows from `start` on, with an axis of length 1 after each one for the phases of the stride."""
-    read = lax.slice(array, start, [at + count for at, count in zip(start, counts, strict=True)])
-    return read.reshape([n for count in counts for n in (count, 1)])
-
-
-def _interleaved(phases: jax.Array, axes: Sequence[Axis]) -> jax.Array:
-    """(count, stride, count, stride, ..) to the sizes of the axes; the last stride may run over the end."""
-    whole = phases.reshape([-(-axis.size // axis.stride) * axis.stride for axis in axes])
-    return lax.slice(whole, [0] * len(axes), [axis.size for axis in axes])
+    return tables

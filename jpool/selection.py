@@ -1,21 +1,21 @@
 """select: which element of each window wins, and its value. This is the forward pass.
 
 Winners are numbers of taps, 0 .. taps - 1 in row-major order; the number `taps` says "none". They are all that the
-backward pass needs.
+backward pass needs. `largest` finds the values alone, for when there is no backward pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jpool.geometry import Geometry
-from jpool.slices import pad_for_windows, read_tap
+from jpool.geometry import Axis, Geometry
+from jpool.runs import Run, selects_in_place
+from jpool.slices import Arrays, by_runs, in_one_pass, pad_for_windows, read_tap
 from jpool.steps import Step, steps
-
-Candidate = tuple[jax.Array, jax.Array]  # values and winners
 
 
 def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -32,13 +32,21 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
       values: shape `geometry.values_shape`, dtype of x.
       winners: same shape, uint8 for windows of up to 255 taps, uint16 up to 65,535, else uint32.
     """
-    values = x
-    winners = jnp.zeros(x.shape, np.min_scalar_type(geometry.taps))
+    padding = lowest(x.dtype)
+    found: Arrays = (_comparable(x),)
     for step in steps(geometry):
-        values, winners = reduce(_later_if_larger, _candidates(step, values, winners))
-    if any(axis.overhangs for axis in geometry.axes):
-        winners = jnp.where(values == lowest(x.dtype), _first_real_tap(geometry, winners.dtype), winners)
-    return values, winners
+        found = _select_step(geometry, step, padding, found)
+    values, winners = found
+    return values.astype(x.dtype), winners
+
+
+def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
+    """The values of `select`, the same to the bit."""
+    padding = lowest(x.dtype)
+    found: Arrays = (_comparable(x),)
+    for step in steps(geometry):
+        found = _largest_step(geometry, step, padding, found)
+    return found[0].astype(x.dtype)
 
 
 def lowest(dtype: np.dtype) -> np.ndarray:
@@ -51,36 +59,91 @@ def lowest(dtype: np.dtype) -> np.ndarray:
     return infinity if np.isinf(infinity.astype(np.float32)) else np.array(jnp.finfo(dtype).min, dtype)
 
 
-def _candidates(step: Step, values: jax.Array, winners: jax.Array) -> Iterator[Candidate]:
-    """For each tap in row-major order, what every window finds there."""
-    axes = step.geometry.axes
-    values = pad_for_windows(axes, values, lowest(values.dtype))
-    winners = pad_for_windows(axes, winners, 0) if step.block > 1 else winners
-    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
-        value = read_tap(axes, tap, values)
-        winner = jnp.full(value.shape, number * step.apart, winners.dtype)
-        yield value, winner + read_tap(axes, tap, winners) if step.block > 1 else winner
+def _comparable(x: jax.Array) -> jax.Array:
+    """Floats of 16 and 8 bits as float32, which is exact, and what they are compared as in any case."""
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
 
 
-def _later_if_larger(best: Candidate, later: Candidate) -> Candidate:
+def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
+    """From elements, or blocks of them, to the windows that compare them: their values and winners."""
+    axes, in_place = step.geometry.axes, selects_in_place(geometry)
+    dtype = np.min_scalar_type(geometry.taps)
+    if not in_place:
+        found = _padded(step, padding, found)
+
+    def compute(chosen: Sequence[Run]) -> Arrays:
+        value, winner = reduce(_later_if_larger, _candidates(step, dtype, chosen, found))
+        if step.none == geometry.taps and not in_place:
+            winner = _repaired(geometry, padding, value, winner)
+        # Runs at an edge are small, and cheaper to compile into the loop that joins them.
+        inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))
+        return in_one_pass(value, winner, padding) if inside else (value, winner)
+
+    return by_runs(axes, compute, split=in_place)
+
+
+def _largest_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
+    """The same without winners."""
+    in_place = selects_in_place(geometry)
+    if not in_place:
+        found = _padded(step, padding, found)
+
+    def compute(chosen: Sequence[Run]) -> Arrays:
+        candidates: list[Arrays] = [(read_tap(axes, tap, found[0]),) for _, axes, tap in _taps(step, chosen)]
+        while len(candidates) > 1:  # in pairs, which a processor can overlap
+            pairs = [_later_if_larger(*candidates[i : i + 2]) for i in range(0, len(candidates) - 1, 2)]
+            candidates = pairs + candidates[2 * len(pairs) :]
+        return candidates[0]
+
+    return by_runs(step.geometry.axes, compute, split=in_place)
+
+
+def _padded(step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
+    return tuple(
+        pad_for_windows(step.geometry.axes, array, value) for array, value in zip(found, (padding, 0), strict=False)
+    )
+
+
+def _candidates(step: Step, dtype: np.dtype, chosen: Sequence[Run], found: Arrays) -> Iterator[Arrays]:
+    """What these windows find at each tap, in row-major order: values and winners."""
+    for number, axes, tap in _taps(step, chosen):
+        value = read_tap(axes, tap, found[0])
+        winner = lax.full(value.shape, number * step.apart, dtype)
+        yield value, winner if step.block == 1 else lax.add(winner, read_tap(axes, tap, found[1]))
+
+
+def _taps(step: Step, chosen: Sequence[Run]) -> Iterator[tuple[int, list[Axis], tuple[int, ...]]]:
+    """The taps of these windows, in row-major order: their numbers in the step, and where to read them."""
+    axes = [run.axis for run in chosen]
+    for tap in np.ndindex(*(axis.window for axis in axes)):
+        whole = [at + run.first for at, run in zip(tap, chosen, strict=True)]
+        yield int(np.ravel_multi_index(whole, [axis.window for axis in step.geometry.axes])), axes, tap
+
+
+def _later_if_larger(best: Arrays, later: Arrays) -> Arrays:
+    """Of two candidates, values with or without their winners, the second where its value is larger, else the first."""
     # `not <=` instead of `>` lets the first NaN win; `best == best` lets nothing win over it.
-    wins = ~(later[0] <= best[0]) & (best[0] == best[0])
-    return jnp.where(wins, later[0], best[0]), jnp.where(wins, later[1], best[1])
+    wins = lax.bitwise_and(lax.bitwise_not(lax.le(later[0], best[0])), lax.eq(best[0], best[0]))
+    return tuple(lax.select(wins, each, other) for each, other in zip(later, best, strict=True))
 
 
-def _first_real_tap(geometry: Geometry, dtype: np.dtype) -> jax.Array:
-    """The winner of a window in which nothing exceeds the lowest value: its first tap that is not padding.
+def _repaired(geometry: Geometry, padding: np.ndarray, values: jax.Array, winners: jax.Array) -> jax.Array:
+    """Winners, but where nothing exceeds the lowest value, and padding may have won, the first tap that is not padding.
 
-    That is a fact of the geometry, so padding needs no mask: where the value of a window is the lowest there is, every
-    real element of the window equals it, and the first of them wins.
+    Which tap that is, is a fact of the geometry, so padding needs no mask: where the value of a window is the lowest
+    there is, every real element of the window equals it, and the first of them wins.
     """
-    number = jnp.zeros((), dtype)
+    axes = geometry.axes
+    if not any(axis.overhangs for axis in axes):
+        return winners
+    number = jnp.zeros((), winners.dtype)
     exists = jnp.ones((), bool)
-    for i, axis in enumerate(geometry.axes):
+    for i, axis in enumerate(axes):
         start = np.arange(axis.output) * axis.stride - axis.low
         tap = np.maximum(-(start // axis.dilation), 0)
         real = (tap < axis.window) & (start + tap * axis.dilation < axis.size)
-        along = [axis.output if j == i else 1 for j in range(len(geometry.axes))]
-        number = number * axis.window + jnp.where(real, tap, 0).astype(dtype).reshape(along)
+        along = [axis.output if j == i else 1 for j in range(len(axes))]
+        number = number * axis.window + jnp.where(real, tap, 0).astype(winners.dtype).reshape(along)
         exists = exists & real.reshape(along)
-    return jnp.where(exists, number, np.asarray(geometry.taps, dtype))
+    first_real = jnp.where(exists, number, np.asarray(geometry.taps, winners.dtype))
+    return jnp.where(values == padding.astype(values.dtype), first_real, winners)

@@ -1,31 +1,69 @@
-"""Static slices, the only way in which this library reads an array: no gather, no scatter, no dynamic index."""
+"""How arrays are read and written, so that XLA makes good loops of it: static slices, in place, in one pass.
 
-from collections.abc import Sequence
+No gather, no scatter, no dynamic index.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jpool.geometry import Axis
+from jpool.runs import Run, runs
+
+Arrays = tuple[jax.Array, ...]
 
 
-def pad(array: jax.Array, low: Sequence[int], high: Sequence[int], value: Any) -> jax.Array:
-    """Surrounds the array with a value, once, for many reads. A negative amount adds nothing."""
-    config = [(max(before, 0), max(after, 0), 0) for before, after in zip(low, high, strict=True)]
-    if not any(before or after for before, after, _ in config):
+def read_tap(axes: Sequence[Axis], tap: Sequence[int], array: jax.Array) -> jax.Array:
+    """One tap of all windows at once: an array with one element per window. Low padding must have been added."""
+    start = [index * axis.dilation + max(-axis.low, 0) for index, axis in zip(tap, axes, strict=True)]
+    limit = [at + max((axis.output - 1) * axis.stride + 1, 0) for at, axis in zip(start, axes, strict=True)]
+    return lax.slice(array, start, limit, [axis.stride for axis in axes])
+
+
+def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: Any) -> jax.Array:
+    """Surrounds an array with the padding that the windows reach, once, for many reads."""
+    config = [(max(axis.low, 0), max(axis.reach - axis.low - axis.size, 0), 0) for axis in axes]
+    if not any(low or high for low, high, _ in config):
         return array
     # Without the barrier XLA fuses the padding into every read of the result, as a branch per element.
     return lax.optimization_barrier(lax.pad(array, lax.convert_element_type(value, array.dtype), config))
 
 
-def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: Any) -> jax.Array:
-    """Surrounds an array with the padding that the windows reach."""
-    low = [axis.low for axis in axes]
-    return pad(array, low, [axis.reach - axis.low - axis.size for axis in axes], value)
+def by_runs(axes: Sequence[Axis], compute: Callable[[Sequence[Run]], Arrays], *, split: bool) -> Arrays:
+    """Calls `compute` for every combination of runs and joins what it returns, arrays with an element per window.
+
+    Without `split` there is one call, for all windows alike.
+    """
+
+    def along(i: int, chosen: tuple[Run, ...]) -> Arrays:
+        if i == len(axes):
+            return compute(chosen)
+        parts = [along(i + 1, (*chosen, run)) for run in (runs(axes[i]) if split else [Run(axes[i], 0)])]
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(lax.concatenate(arrays, i) for arrays in zip(*parts, strict=True))
+
+    return along(0, ())
 
 
-def read_tap(axes: Sequence[Axis], tap: Sequence[int], padded: jax.Array) -> jax.Array:
-    """One tap of all windows at once: an array with one element per window."""
-    start = [index * axis.dilation for index, axis in zip(tap, axes, strict=True)]
-    limit = [at + max((axis.output - 1) * axis.stride + 1, 0) for at, axis in zip(start, axes, strict=True)]
-    return lax.slice(padded, start, limit, [axis.stride for axis in axes])
+def in_one_pass(values: jax.Array, winners: jax.Array, nothing: Any) -> Arrays:
+    """Returns values and winners as they are, but computed in one pass over what they are computed from.
+
+    XLA:CPU compiles one operation only to a loop that writes two arrays, a reduction of two operands. All else reads
+    everything once for each. So this is a reduction, to the smaller winner, along an axis that holds each pair twice.
+
+    Args:
+      values: any array.
+      winners: unsigned integers, same shape.
+      nothing: what values hold wherever winners are the largest number of their dtype.
+    """
+
+    def smaller(a: Arrays, b: Arrays) -> Arrays:
+        earlier = lax.lt(a[1], b[1])
+        return lax.select(earlier, a[0], b[0]), lax.select(earlier, a[1], b[1])
+
+    start = (lax.convert_element_type(nothing, values.dtype), jnp.array(jnp.iinfo(winners.dtype).max, winners.dtype))
+    return tuple(lax.reduce((lax.broadcast(values, (2,)), lax.broadcast(winners, (2,))), start, smaller, (0,)))
