@@ -119,14 +119,17 @@ def _max_pool(geometry: Geometry, x: jax.Array) -> jax.Array:
 def _backward(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array | None]:
     if ct.dtype == jax.dtypes.float0:  # integers have no cotangent
         return (None,)
+    return (_route(geometry, winners, ct),)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)  # so that outside jit, too, it is one program
+def _route(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
     # Without the barrier XLA, given both passes in one program, may find winners again for every read of them.
-    return (_route_jitted(geometry, jax.lax.optimization_barrier(winners), ct),)
+    return route(geometry, jax.lax.optimization_barrier(winners), ct)
 
 
 _max_pool.defvjp(_select, _backward)
-# So that a call outside jit is one program.
 _max_pool_jitted = jax.jit(_max_pool, static_argnums=0, inline=True)
-_route_jitted = jax.jit(route, static_argnums=0, inline=True)
 
 
 def _example(function: str, x: Any) -> jax.Array:

@@ -1,5 +1,6 @@
 """select, route and gather by themselves: winners as numbers, and two linear maps that are each other's transpose."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -43,7 +44,7 @@ def winner_numbers(case, x):
 def test_winners_are_the_row_major_numbers_of_taps(name, content):
     case = CASES[name]
     x = CONTENTS[content](np.random.default_rng(3), case.shape)
-    _, winners = select(geometry(case), jnp.asarray(x))
+    _, winners = jax.jit(lambda x: select(geometry(case), x))(x)
     np.testing.assert_array_equal(winners, winner_numbers(case, x))
 
 
@@ -57,13 +58,15 @@ def test_winners_are_as_narrow_as_the_window_allows(name, dtype):
 def test_winners_of_enormous_windows_are_uint32():
     whole = geometry(CASES["long_line"]._replace(shape=(66_000, 1), window=(65_536,), arguments={}))
     x = np.random.default_rng(0).permutation(66_000).astype(np.float32)[:, None]
-    values, winners = select(whole, jnp.asarray(x))
+    values, winners = jax.jit(lambda x: select(whole, x))(x)
     assert winners.dtype == jnp.uint32
     windows = np.lib.stride_tricks.sliding_window_view(x[:, 0], 65_536)
     np.testing.assert_array_equal(winners[:, 0], windows.argmax(1))
     np.testing.assert_array_equal(values[:, 0], windows.max(1))
     home = np.bincount(np.arange(len(windows)) + windows.argmax(1), minlength=66_000)
-    np.testing.assert_array_equal(route(whole, winners, jnp.ones_like(values))[:, 0], home)
+    np.testing.assert_array_equal(
+        jax.jit(lambda winners, ct: route(whole, winners, ct))(winners, jnp.ones_like(values))[:, 0], home
+    )
 
 
 @pytest.mark.parametrize("content", ["distinct", "tied", "special", "lowest"])
@@ -73,11 +76,13 @@ def test_gather_reads_the_winners_and_is_the_transpose_of_route(name, content):
     x = CONTENTS[content](rng, case.shape)
     expected, homes = oracle.max_pool(x, case.window, **case.arguments)
     t, ct = (jnp.asarray(rng.integers(-9, 10, shape), jnp.float32) for shape in (x.shape, expected.shape))
-    _, winners = select(geometry(case), jnp.asarray(x))
-    read = gather(geometry(case), winners, t)
+    _, winners = jax.jit(lambda x: select(geometry(case), x))(x)
+    read = jax.jit(lambda winners, t: gather(geometry(case), winners, t))(winners, t)
     for output, home in np.ndenumerate(homes):
         assert read[output] == (0 if home is None else t[home])
-    assert (read * ct).sum() == (t * route(geometry(case), winners, ct)).sum()  # whole numbers: exact
+    assert (read * ct).sum() == (
+        t * jax.jit(lambda winners, ct: route(geometry(case), winners, ct))(winners, ct)
+    ).sum()  # whole numbers: exact
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -87,9 +92,11 @@ def test_the_gradient_is_conserved(name, content):
     x = CONTENTS[content](rng, case.shape)
     expected, homes = oracle.max_pool(x, case.window, **case.arguments)
     ct = jnp.asarray(rng.integers(1, 10, expected.shape), jnp.float32)
-    _, winners = select(geometry(case), jnp.asarray(x))
+    _, winners = jax.jit(lambda x: select(geometry(case), x))(x)
     real = np.array([home is not None for home in homes.ravel()]).reshape(homes.shape)
-    assert route(geometry(case), winners, ct).sum() == np.asarray(ct)[real].sum()
+    assert (
+        jax.jit(lambda winners, ct: route(geometry(case), winners, ct))(winners, ct).sum() == np.asarray(ct)[real].sum()
+    )
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,39 @@ def test_the_lowered_program_scatters_nothing(name, platform):
     assert not instructions & FORBIDDEN
 
 
+@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 pad 1"])
+def test_the_forward_pass_alone_has_no_winners(name):
+    _, arguments = SHAPES[name]
+    _, x, _ = shaped(name)
+    program = jax.jit(jax.vmap(partial(jpool.max_pool, **arguments))).lower(x).compile().as_text()
+    assert " u8[" not in program
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about loops that XLA:CPU makes")
+def test_values_and_winners_are_written_in_one_pass_over_x():
+    both, x, ct = shaped("2x2/2")
+    program = jax.jit(both).lower(x, ct).compile().as_text()
+    entry = program[program.index("\nENTRY") :]
+    (readers,) = re.findall(r"%([\w.]+) = [^=]*fusion\(%x[\w.]*\)", entry)
+    assert re.search(rf"%{re.escape(readers)} = \(f32\[[^)]*u8\[", entry)
+
+
+def test_nothing_as_large_as_x_is_copied_to_pad_it():
+    x = jax.ShapeDtypeStruct((2, 32, 32, 16), jnp.float32)
+    pooled = jax.vmap(partial(jpool.max_pool, window_shape=(3, 3), strides=2, padding=1))
+    memory = jax.jit(both_passes({"window_shape": (3, 3), "strides": 2, "padding": 1})).lower(
+        x, jax.eval_shape(pooled, x)
+    )
+    assert memory.compile().memory_analysis().temp_size_in_bytes < x.size * 4 / 2
+
+
+def test_a_derivative_outside_jit_is_two_programs(x, caplog):
+    with jax.log_compiles(True):
+        _, backward = jax.vjp(partial(jpool.max_pool, window_shape=(2, 3), padding="SAME"), x)
+        backward(x)
+    assert len([record for record in caplog.messages if record.startswith("Finished XLA compilation")]) == 2
+
+
 def test_lax_does_not_pass_the_tests_above():
     def gradient(x):
         pooled = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2, 2), (1, 1), "VALID")  # noqa: E731

@@ -1,0 +1,107 @@
+"""Runs are the windows, none forgotten and none reading padding; and whoever reads in place or pads finds the same winners."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, CONTENTS
+from test_selection_and_routing import winner_numbers
+from test_steps import geometry
+
+from jpool import routing, selection
+from jpool.geometry import Axis
+from jpool.routing import route
+from jpool.runs import MOST_EDGES, in_place, runs, selects_in_place
+from jpool.selection import largest, select
+
+AXES = [
+    Axis(size, window, stride, dilation, low, output)
+    for size in (1, 2, 5, 12)
+    for window in (1, 2, 3, 5)
+    for stride in (1, 2, 3)
+    for dilation in (1, 2)
+    for low in (0, 1, 4)
+    for output in (1, 2, 6)
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_every_window_reads_in_one_run_its_real_elements_and_no_others(size):
+    for axis in (axis for axis in AXES if axis.size == size):
+        read = []
+        for run in runs(axis):
+            for window in range(run.axis.output):
+                places = [window * axis.stride + tap * axis.dilation - run.axis.low for tap in range(run.axis.window)]
+                read.append([(run.first + tap, place) for tap, place in enumerate(places)])
+        expected = [
+            [
+                (tap, place)
+                for tap in range(axis.window)
+                if 0 <= (place := window * axis.stride + tap * axis.dilation - axis.low) < size
+            ]
+            for window in range(axis.output)
+        ]
+        assert read == expected, axis
+
+
+def test_windows_inside_are_one_run_however_many():
+    axis = Axis(10**6, 3, 1, 1, 1, 10**6)
+    assert [(run.axis.output, run.axis.window, run.first) for run in runs(axis)] == [
+        (1, 2, 1),
+        (10**6 - 2, 3, 0),
+        (1, 2, 0),
+    ]
+
+
+def test_arrays_are_read_in_place_where_edges_are_few_and_not_on_the_last_axis():
+    inside, edge = Axis(9, 3, 1, 1, 0, 7), Axis(9, 3, 1, 1, 1, 9)
+    many = Axis(9, 5, 1, 1, 2, 9)
+    assert MOST_EDGES == 3
+    assert in_place([inside, inside])
+    assert in_place([edge, edge, inside])
+    assert not in_place([inside, edge])
+    assert not in_place([many, inside])
+
+
+CHOSEN = {
+    "halves": True,
+    "overlapping": True,
+    "resnet_stem": True,
+    "channels_first": True,  # nothing hangs over
+    "inception": False,  # as many windows as elements: joining them would copy as much as padding does
+    "default_strides": False,
+    "uneven": False,
+    "five_by_five_strided": False,  # more than one step
+    "only_padding_strided": False,  # windows without a real element
+    "ceil_high_padding": False,
+}
+
+
+def test_the_way_is_chosen_by_the_geometry_alone():
+    assert {name: selects_in_place(geometry(CASES[name])) for name in CHOSEN} == CHOSEN
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", CASES)
+def test_padding_everything_finds_what_reading_in_place_finds(name, content, monkeypatch):
+    case, whole = CASES[name], geometry(CASES[name])
+    x = CONTENTS[content](np.random.default_rng(len(name)), case.shape)
+    expected, homes = oracle.max_pool(x, case.window, **case.arguments)
+    ct = jnp.asarray(np.random.default_rng(1).integers(-9, 10, expected.shape), jnp.float32)
+    monkeypatch.setattr(selection, "selects_in_place", lambda geometry: False)
+    monkeypatch.setattr(routing, "in_place", lambda axes: False)
+    values, winners = jax.jit(lambda x: select(whole, x))(x)
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(winners, winner_numbers(case, x))
+    routed = jax.jit(lambda winners, ct: route(whole, winners, ct))(winners, ct)
+    np.testing.assert_array_equal(routed, oracle.route(x.shape, homes, ct).astype(np.float32))
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", CASES)
+def test_values_without_winners_are_the_same_to_the_bit(name, content):
+    x = CONTENTS[content](np.random.default_rng(len(name)), CASES[name].shape)
+    whole = geometry(CASES[name])
+    values, alone = jax.jit(lambda x: (select(whole, x)[0], largest(whole, x)))(x)
+    np.testing.assert_array_equal(np.asarray(alone).view(np.uint32), np.asarray(values).view(np.uint32), strict=True)
