@@ -1,176 +1,158 @@
-"""How long one forward and backward pass of max pooling takes, beside lax's and torch's, on the pools of real networks.
+"""How long max pooling takes, forward and backward, beside other libraries and beside what the machine can do at best.
 
     python -m experiments.benchmark
 
-All contenders run in one process, in turn, each waited for; what is printed is the median over the rounds. "floor" is
-a copy with the inputs and outputs of the whole task, (x, ct) -> (ct + 1, x + 1): the same arrays are read and written,
-the same memory is asked for, and nothing is compared.
+All contenders run in one process, in turn, each waited for; what is printed are medians. Two floors stand beside them:
+the copy floor is the time that the fastest copy of x into new memory would take for the bytes that both passes must
+move, the arithmetic floor the time that their compares, selects and adds would take with all numbers in the cache.
 """
 
 import argparse
-import datetime
+import json
 import math
-import platform
+import sys
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from tqdm import tqdm
 
-import jpool
+from experiments import figures, pools, timing
+from experiments.pools import POOLS, Pool
 
-Call = Callable[[], Any]
+Row = dict[str, Any]
 
-
-class Pool(NamedTuple):
-    """A pooling layer as it stands in a known network, channels last."""
-
-    x: tuple[int, ...]  # (batch, *spatial, channels)
-    window: tuple[int, ...]
-    stride: int
-    pad: int = 0
-
-    @property
-    def padding(self) -> tuple[tuple[int, int], ...]:
-        """(low, high) per spatial axis."""
-        return ((self.pad, self.pad),) * len(self.window)
-
-
-POOLS = {
-    "LeNet 2x2/2": Pool((100, 24, 24, 20), (2, 2), 2),
-    "VGG 2x2/2": Pool((8, 112, 112, 128), (2, 2), 2),
-    "AlexNet 3x3/2": Pool((32, 55, 55, 96), (3, 3), 2),
-    "ResNet 3x3/2 pad 1": Pool((16, 112, 112, 64), (3, 3), 2, 1),
-    "Inception 3x3/1 pad 1": Pool((16, 28, 28, 192), (3, 3), 1, 1),
-    "SPPF 5x5/1 pad 2": Pool((8, 20, 20, 256), (5, 5), 1, 2),
+RATIOS = {
+    "lax / jpool": lambda row: f"{row['both']['lax'] / row['both']['jpool']:.1f}",
+    "jpool / torch": lambda row: f"{row['both']['jpool'] / row['torch']:.2f}",
+    "jpool / copy floor": lambda row: f"{row['both']['jpool'] / row['copy_floor']:.2f}",
+    "copy floor ms": lambda row: f"{row['copy_floor']:.2f}",
+    "arithmetic floor ms": lambda row: f"{row['arithmetic_floor']:.2f}",
+}
+MORE = {
+    "forward ms": lambda row: f"{row['forward']['jpool']:.2f}",
+    "forward, jpool / lax": lambda row: f"{row['forward']['jpool'] / row['forward']['lax']:.2f}",
+    "compile ms": lambda row: f"{row['compile_ms']['jpool']:.0f}",
+    "compile ms, lax": lambda row: f"{row['compile_ms']['lax']:.0f}",
+    "temporary MB": lambda row: f"{row['temporary_mb']['jpool']:.1f}",
+    "temporary MB, lax": lambda row: f"{row['temporary_mb']['lax']:.1f}",
+    "GB/s": lambda row: f"{row['gigabytes_per_s']:.0f}",
+    "GB/s of a copy": lambda row: f"{row['copy_gigabytes_per_s']:.0f}",
 }
 
 
-def with_gradient(pool: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """One compiled program for both passes: (x, cotangent of the values) -> (values, cotangent of x)."""
-
-    def both(x: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values, backward = jax.vjp(pool, x)
-        return values, backward(ct)[0]
-
-    return jax.jit(both)
-
-
-def ours(pool: Pool) -> Callable[[jax.Array], jax.Array]:
-    """The max pooling of jpool on a batch."""
-    return jax.vmap(partial(jpool.max_pool, window_shape=pool.window, strides=pool.stride, padding=pool.padding))
-
-
-def theirs(pool: Pool) -> Callable[[jax.Array], jax.Array]:
-    """The max pooling of lax on a batch, which is also Flax's, Equinox's and Haiku's."""
-    window, strides = (1, *pool.window, 1), (1, *(pool.stride for _ in pool.window), 1)
-    padding = ((0, 0), *pool.padding, (0, 0))
-    return lambda x: lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
-
-
-def torch_calls(pool: Pool, x: np.ndarray, ct: np.ndarray) -> dict[str, Call]:
-    """The max pooling of torch in both memory layouts, where torch is installed and has this rank."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    if len(pool.window) != 2:
-        return {}
-    shape_first = (0, 3, 1, 2)
-
-    def call(layout: Any) -> Call:
-        image, sent = (
-            torch.from_numpy(a.transpose(shape_first).copy()).contiguous(memory_format=layout) for a in (x, ct)
-        )
-        image.requires_grad_(True)
-
-        def both() -> None:
-            values = torch.nn.functional.max_pool2d(image, pool.window, pool.stride, pool.pad)
-            torch.autograd.grad(values, image, sent)
-
-        return both
-
-    return {"torch": call(torch.contiguous_format), "torch, channels last": call(torch.channels_last)}
-
-
-def contenders(pool: Pool) -> dict[str, Call]:
-    """What to time. Ours and lax's must agree first."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal(pool.x, np.float32))
-    our_step, their_step = with_gradient(ours(pool)), with_gradient(theirs(pool))
-    shape = jax.eval_shape(ours(pool), x).shape
-    ct = jnp.asarray(rng.integers(-8, 9, shape), jnp.float32)  # whole numbers: sums do not depend on their order
-    for mine, their in zip(our_step(x, ct), their_step(x, ct), strict=True):
-        np.testing.assert_array_equal(mine, their)
-    floor = jax.jit(lambda x, ct: (ct + 1, x + 1))
+def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms: float) -> Row:
+    """Everything about one pool."""
+    found = pools.contenders(pool, dtype, layout)
+    compiled = {name: compile_ms(contender.program) for name, contender in found.items() if contender.program}
+    copies = timing.copies(pool.x, dtype)
+    forward = timing.medians({name: contender.forward for name, contender in found.items()}, rounds)
+    both = timing.medians({name: contender.both for name, contender in found.items()} | copies, rounds)
+    itemsize = jax.numpy.dtype(dtype).itemsize
+    copied = 2 * math.prod(pool.x) * itemsize / min(both.pop(name) for name in copies)  # bytes per ms
     return {
-        "jpool": lambda: our_step(x, ct),
-        "lax": lambda: their_step(x, ct),
-        "floor": lambda: floor(x, ct),
-        **torch_calls(pool, np.asarray(x), np.asarray(ct)),
+        "x": pool.x,
+        "both": both,
+        "forward": forward,
+        "torch": min((ms for name, ms in both.items() if name.startswith("torch")), default=math.nan),
+        "copy_floor": pool.bytes_moved(itemsize) / copied,
+        "arithmetic_floor": pool.operations / operations_per_ms,
+        "compile_ms": {name: ms for name, (ms, _) in compiled.items()},
+        "temporary_mb": {name: mb for name, (_, mb) in compiled.items()},
+        "gigabytes_per_s": pool.bytes_moved(itemsize) / both["jpool"] / 1e6,
+        "copy_gigabytes_per_s": copied / 1e6,
     }
 
 
-def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Milliseconds per call. The contenders take turns, so that a busy moment of the machine falls on all of them.
-
-    Each runs twice in its turn and the second run counts, as in a loop: the first gets the memory that the contender
-    before it left behind, and where that has other sizes, asking the system for new pages takes longer than pooling.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 2):
-        for name, call in calls.items():
-            jax.block_until_ready(call())
-            begun = time.perf_counter()
-            jax.block_until_ready(call())
-            if turn >= 2:  # the first two warm up
-                times[name].append(time.perf_counter() - begun)
-    return {name: float(np.median(each)) * 1000 for name, each in times.items()}
+def times(library: str) -> Callable[[Row], str]:
+    """A column of milliseconds; of torch's two memory layouts the better."""
+    return lambda row: f"{row['torch'] if library == 'torch' else row['both'].get(library, math.nan):.2f}"
 
 
-def versions() -> str:
-    """What the figures depend on."""
-    device = jax.devices()[0]
-    parts = [f"{device.platform} ({device.device_kind}, {platform.machine()})", f"jax {jax.__version__}"]
-    try:
-        import torch
-
-        parts.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    except ImportError:
-        pass
-    return ", ".join([*parts, f"Python {platform.python_version()}", str(datetime.date.today())])
+def compile_ms(program: Any) -> tuple[float, float]:
+    """Milliseconds to trace and compile both passes anew, and the megabytes they need beside inputs and results."""
+    jax.clear_caches()
+    begun = time.perf_counter()
+    memory = program().compile().memory_analysis()
+    return (time.perf_counter() - begun) * 1000, memory.temp_size_in_bytes / 1e6
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Times every chosen pool and prints the table."""
+def table(rows: dict[str, Row], columns: dict[str, Any]) -> str:
+    """A row for each pool, in Markdown."""
+    lines = [f"| pool | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(column(row) for column in columns.values())} |")
+    return "\n".join(lines).replace("nan", "-")
+
+
+def summary(rows: dict[str, Row]) -> str:
+    """Geometric means of the ratios."""
+    large = [row for row in rows.values() if math.prod(row["x"]) * 4 > 32e6]
+    ratios = {
+        "lax / jpool": [row["both"]["lax"] / row["both"]["jpool"] for row in rows.values()],
+        "jpool / torch": [row["both"]["jpool"] / row["torch"] for row in rows.values()],
+        "jpool / copy floor, x over 32 MB": [row["both"]["jpool"] / row["copy_floor"] for row in large],
+        "forward, jpool / lax": [row["forward"]["jpool"] / row["forward"]["lax"] for row in rows.values()],
+    }
+    lines = [
+        f"{name}: geometric mean {np.exp(np.mean(np.log(each))):.2f}, from {min(each):.2f} to {max(each):.2f}"
+        for name, each in ratios.items()
+        if each and not math.isnan(each[0])
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Times every chosen pool, prints the tables, and writes what is asked for."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, chosen = parse(given)
+    if options.huge_pages:
+        timing.with_huge_pages("experiments.benchmark", given)
+    if options.threads:
+        timing.on_threads(options.threads)
+    about = f"{options.dtype}, channels {options.layout}; {timing.versions()}"
+    print(f"forward + backward in one program, {about}\n", flush=True)
+    operations = timing.operations_per_ms()
+    rows = {
+        name: measure(pool, options.dtype, options.layout, options.rounds, operations)
+        for name, pool in tqdm(chosen.items(), leave=False, disable=None)
+    }
+    libraries = dict.fromkeys(name.split(",")[0] for row in rows.values() for name in row["both"])
+    columns = {f"{library} ms": times(library) for library in libraries} | RATIOS
+    print(table(rows, columns), table(rows, MORE), summary(rows), sep="\n\n")
+    if options.json:
+        options.json.write_text(json.dumps({"about": about, "rounds": options.rounds, "pools": rows}, indent=1))
+    if options.png:
+        figures.bars({name: row["both"] for name, row in rows.items()}, about, options.png)
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]]:
+    """The options, checked, and the pools that they choose."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shapes", nargs="+", metavar="WORD", default=[""], help="only pools whose name holds a word")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--layout", choices=["last", "first"], default="last", help="where the channels are")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="cores to keep to (Linux; default: all)")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="new memory in huge pages, for all contenders (Linux)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
+    parser.add_argument("--png", metavar="FILE", type=Path, help="draw them as bars")
     options = parser.parse_args(arguments)
     chosen = {name: pool for name, pool in POOLS.items() if any(w.lower() in name.lower() for w in options.shapes)}
     if not chosen:
         parser.error(f"argument --shapes: no pool is called so; there are {', '.join(POOLS)}")
-    if options.rounds < 1:
-        parser.error(f"argument --rounds: must be at least 1; got {options.rounds}")
-
-    print(f"forward + backward in one program, float32, channels last; {versions()}\n")
-    print(f"| {'pool':21} | jpool ms |  lax ms | torch ms | lax / jpool | jpool / torch | jpool / floor |")
-    print(f"|{'-' * 23}|---------:|--------:|---------:|------------:|--------------:|--------------:|")
-    ratios = []
-    for name, pool in tqdm(chosen.items(), leave=False, disable=None):
-        ms = medians(contenders(pool), options.rounds)
-        torch_ms = min((ms[key] for key in ms if key.startswith("torch")), default=math.nan)
-        ratios.append(ms["lax"] / ms["jpool"])
-        tqdm.write(
-            f"| {name:21} | {ms['jpool']:8.2f} | {ms['lax']:7.1f} | {torch_ms:8.2f} | {ratios[-1]:11.1f} |"
-            f" {ms['jpool'] / torch_ms:13.2f} | {ms['jpool'] / ms['floor']:13.2f} |"
-        )
-    print(f"\ngeometric mean of lax / jpool: {math.exp(np.mean(np.log(ratios))):.1f}")
+    for name in ("rounds", "threads"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"argument --{name}: must be at least 1; got {value}")
+    for path in (options.json, options.png):
+        if path and not path.resolve().parent.is_dir():
+            parser.error(f"{path} cannot be written: there is no directory {path.resolve().parent}")
+    return options, chosen
 
 
 if __name__ == "__main__":

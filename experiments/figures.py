@@ -1,4 +1,4 @@
-"""The pictures of the main job: how it learned, and what one pooling layer did with one digit."""
+"""The pictures: how the main job learned, what one pooling layer did with one digit, and the benchmark's bars."""
 
 import math
 from collections.abc import Sequence
@@ -110,3 +110,29 @@ def explanation(seen: Trace) -> str:
         "Another digit has other winners. Nothing is\naveraged here: only the gradients of the\n"
         "weights are, over the batch."
     )
+
+
+def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
+    """For each pool the time of every library as a multiple of jpool's."""
+    others = {"lax": RED, "torch": BLUE}
+    figure = Figure(figsize=(9, 0.62 * len(times) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(times))
+    for i, (library, colour) in enumerate(others.items()):
+        found = [
+            min((ms for name, ms in row.items() if name.startswith(library)), default=math.nan)
+            for row in times.values()
+        ]
+        ratios = [ms / row["jpool"] for ms, row in zip(found, times.values(), strict=True)]
+        drawn = axes.barh(places + 0.38 * i, ratios, 0.36, color=colour, label=library)
+        axes.bar_label(drawn, [f"{ms:.1f} ms" if ms == ms else "" for ms in found], padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=1, label="jpool")
+    axes.set_yticks(places + 0.19, [f"{name}\njpool: {row['jpool']:.2f} ms" for name, row in times.items()], fontsize=8)
+    axes.set(xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title(about, fontsize=8, loc="left")
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=100)

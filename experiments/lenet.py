@@ -6,9 +6,9 @@ conv 5x5x20, pool 2x2/2, conv 5x5x50, pool 2x2/2, dense 500, relu, dense 10 (Caf
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 import jpool
+from experiments import convolution
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -49,8 +49,7 @@ def pool(x: jax.Array) -> jax.Array:
 
 def convolve(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """(h, w, in) -> (h - 4, w - 4, out)."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x[None], layer["w"], (1, 1), "VALID", dimension_numbers=layout)[0] + layer["b"]
+    return convolution.convolve(x, layer["w"]) + layer["b"]
 
 
 def cross_entropy(scores: jax.Array, label: jax.Array) -> jax.Array:

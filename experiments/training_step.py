@@ -1,0 +1,129 @@
+"""What a whole training step costs: Caffe's LeNet, batch 100, the mean of per-example gradients, SGD with momentum.
+
+    python -m experiments.training_step
+
+The same step with our pooling or lax's, with the convolution of `experiments.convolution` or lax's, with per-example
+gradients or the gradient of the mean loss, which is the same to rounding; and torch.func's, where torch is installed.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+import jpool
+from experiments import lenet, timing
+from experiments.convolution import convolve, convolve_by_lax
+
+BATCH = 100
+Op = Callable[..., jax.Array]
+
+
+def lax_pool(x: jax.Array) -> jax.Array:
+    """What Flax, Equinox and Haiku call."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2, 1), (2, 2, 1), "VALID")
+
+
+def loss_with(pool: Op, convolution: Op) -> Callable[..., jax.Array]:
+    """LeNet's loss of one image, from other parts than `experiments.lenet` takes."""
+
+    def loss(params: lenet.Params, image: jax.Array, label: jax.Array) -> jax.Array:
+        x = image[..., None]
+        for name in ("conv1", "conv2"):
+            x = pool(convolution(x, params[name]["w"]) + params[name]["b"])
+        x = jax.nn.relu(x.reshape(-1) @ params["dense1"]["w"] + params["dense1"]["b"])
+        return lenet.cross_entropy(x @ params["dense2"]["w"] + params["dense2"]["b"], label)
+
+    return loss
+
+
+def mean_step(loss: Callable[..., jax.Array], optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """The gradient of the mean loss: no example has a gradient of its own."""
+
+    def step(state: jpool.TrainState, images: jax.Array, labels: jax.Array) -> tuple[jpool.TrainState, jax.Array]:
+        mean = lambda params: jax.vmap(loss, (None, 0, 0))(params, images, labels).mean()  # noqa: E731
+        value, gradient = jax.value_and_grad(mean)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return jpool.TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), value
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def steps(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
+    """Every variant, with a state of its own that it goes on training."""
+    optimizer = optax.sgd(0.01, momentum=0.9)
+    ours, theirs = loss_with(lenet.pool, convolve), loss_with(lax_pool, convolve_by_lax)
+    programs = {
+        "jpool": jpool.make_train_step(ours, optimizer),
+        "jpool, lax convolution": jpool.make_train_step(loss_with(lenet.pool, convolve_by_lax), optimizer),
+        "lax pooling, lax convolution": jpool.make_train_step(theirs, optimizer),
+        "jpool, gradient of the mean": mean_step(ours, optimizer),
+        "jpool, lax convolution, gradient of the mean": mean_step(loss_with(lenet.pool, convolve_by_lax), optimizer),
+    }
+
+    def running(program: Callable[..., Any]) -> timing.Call:
+        state = [jpool.TrainState.create(lenet.init(jax.random.key(0)), optimizer)]
+
+        def run() -> None:
+            state[0], _ = jax.block_until_ready(program(state[0], images, labels))
+
+        return run
+
+    return {name: running(program) for name, program in programs.items()}
+
+
+def torch_step(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
+    """The same with `torch.func`: vmap of grad, the mean, momentum."""
+    if not importlib.util.find_spec("torch"):
+        return {}
+    import torch
+    from torch.nn import functional
+
+    order = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # torch has outputs first
+    leaves, tree = jax.tree.flatten(lenet.init(jax.random.key(0)))
+    params = [torch.tensor(jax.device_get(leaf.transpose(order[leaf.ndim]))) for leaf in leaves]
+    velocity = [torch.zeros_like(leaf) for leaf in params]
+    x, y = torch.tensor(jax.device_get(images)), torch.tensor(jax.device_get(labels)).long()
+
+    def loss(leaves: list[Any], image: Any, label: Any) -> Any:
+        layers, h = jax.tree.unflatten(tree, leaves), image[None, None]
+        for name in ("conv1", "conv2"):
+            h = functional.max_pool2d(functional.conv2d(h, layers[name]["w"], layers[name]["b"]), 2)
+        h = functional.relu(functional.linear(h.flatten(1), layers["dense1"]["w"], layers["dense1"]["b"]))
+        return functional.cross_entropy(functional.linear(h, layers["dense2"]["w"], layers["dense2"]["b"]), label[None])
+
+    per_example = torch.func.vmap(torch.func.grad_and_value(loss), (None, 0, 0))
+
+    def step() -> None:
+        gradients, _ = per_example(params, x, y)
+        for leaf, moving, gradient in zip(params, velocity, gradients, strict=True):
+            moving.mul_(0.9).add_(gradient.mean(0))
+            leaf.sub_(moving, alpha=0.01)
+
+    return {"torch.func": step}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Times every variant and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.training_step")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each variant (default: %(default)s)")
+    rounds = parser.parse_args(arguments).rounds
+    if rounds < 1:
+        parser.error(f"argument --rounds: must be at least 1; got {rounds}")
+    key = jax.random.key(1)
+    images = jax.random.uniform(key, (BATCH, 28, 28))
+    labels = jax.random.randint(key, (BATCH,), 0, 10)
+    ms = timing.medians(steps(images, labels) | torch_step(images, labels), rounds)
+    print(f"one step of LeNet, batch {BATCH}; {timing.versions()}\n")
+    print("| step | ms | of jpool's |\n|---|---:|---:|")
+    for name, each in ms.items():
+        print(f"| {name} | {each:.1f} | {each / ms['jpool']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
