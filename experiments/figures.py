@@ -125,7 +125,9 @@ def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
         ]
         ratios = [ms / row["jpool"] for ms, row in zip(found, times.values(), strict=True)]
         drawn = axes.barh(places + 0.38 * i, ratios, 0.36, color=colour, label=library)
-        axes.bar_label(drawn, [f"{ms:.1f} ms" if ms == ms else "" for ms in found], padding=3, fontsize=8)
+        texts = axes.bar_label(drawn, [f"{ms:.1f} ms" if ms == ms else "" for ms in found], padding=4, fontsize=8)
+        for text in texts:
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.axvline(1, color="black", linewidth=1, label="jpool")
     axes.set_yticks(places + 0.19, [f"{name}\njpool: {row['jpool']:.2f} ms" for name, row in times.items()], fontsize=8)
     axes.set(xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's")

@@ -4,7 +4,8 @@ Read the rooms in this order; each imports only from those before it:
 
     geometry      the integers of a pooling, and every error that they can have
     steps         how a window is taken apart into steps that compile fast and run fast
-    slices        static slices, the only way in which arrays are read
+    runs          which windows are computed together
+    slices        how arrays are read and written: static slices, in place, in one pass
     selection     select: which element of each window wins
     routing       route and gather: what to do once the winners are known
     pooling       max_pool and its derivative

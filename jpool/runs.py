@@ -36,10 +36,13 @@ def runs(axis: Axis) -> list[Run]:
     return [_run(axis, start, stop) for start, stop in pairwise(cuts) if start < stop] or [Run(axis, 0)]
 
 
-def in_place(axes: Sequence[Axis]) -> bool:
-    """Whether arrays are read where they are: runs are few, and the last axis, that of the inner loop, is one."""
+def in_place(axes: Sequence[Axis], *, last: int = 0) -> bool:
+    """Whether arrays are read where they are, because few windows hang over: at most `last` along the last axis.
+
+    Along that axis what the runs find is joined in the innermost loop, so joining should be a small part of the work.
+    """
     edges = [inside + axis.output - beyond for axis in axes for inside, beyond in [_inside(axis)]]
-    return max(edges) <= MOST_EDGES and edges[-1] == 0
+    return max(edges) <= MOST_EDGES and edges[-1] <= last
 
 
 def selects_in_place(geometry: Geometry) -> bool:
@@ -48,7 +51,12 @@ def selects_in_place(geometry: Geometry) -> bool:
     And every window has a real element, for a value that is none cannot come from a run.
     """
     shrinks = math.prod(geometry.example_shape) >= 2 * math.prod(geometry.values_shape)
-    return len(steps(geometry)) == 1 and shrinks and in_place(geometry.axes) and all(map(_all_real, geometry.axes))
+    return (
+        len(steps(geometry)) == 1
+        and shrinks
+        and in_place(geometry.axes, last=MOST_EDGES)
+        and all(map(_all_real, geometry.axes))
+    )
 
 
 def _inside(axis: Axis) -> tuple[int, int]:

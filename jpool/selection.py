@@ -14,7 +14,17 @@ from jax import lax
 
 from jpool.geometry import Axis, Geometry
 from jpool.runs import Run, selects_in_place
-from jpool.slices import Arrays, by_runs, in_one_pass, pad_for_windows, read_tap
+from jpool.slices import (
+    Arrays,
+    by_runs,
+    in_one_pass,
+    pad_for_windows,
+    read_tap,
+    restored,
+    storage,
+    stored,
+    widened,
+)
 from jpool.steps import Step, steps
 
 
@@ -32,21 +42,19 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
       values: shape `geometry.values_shape`, dtype of x.
       winners: same shape, uint8 for windows of up to 255 taps, uint16 up to 65,535, else uint32.
     """
-    padding = lowest(x.dtype)
-    found: Arrays = (_comparable(x),)
+    found: Arrays = (stored(x, x.dtype),)
     for step in steps(geometry):
-        found = _select_step(geometry, step, padding, found)
+        found = _select_step(geometry, step, lowest(x.dtype), found)
     values, winners = found
-    return values.astype(x.dtype), winners
+    return restored(values, x.dtype), winners
 
 
 def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
     """The values of `select`, the same to the bit."""
-    padding = lowest(x.dtype)
-    found: Arrays = (_comparable(x),)
+    found: Arrays = (stored(x, x.dtype),)
     for step in steps(geometry):
-        found = _largest_step(geometry, step, padding, found)
-    return found[0].astype(x.dtype)
+        found = _largest_step(geometry, step, lowest(x.dtype), found)
+    return restored(found[0], x.dtype)
 
 
 def lowest(dtype: np.dtype) -> np.ndarray:
@@ -59,11 +67,6 @@ def lowest(dtype: np.dtype) -> np.ndarray:
     return infinity if np.isinf(infinity.astype(np.float32)) else np.array(jnp.finfo(dtype).min, dtype)
 
 
-def _comparable(x: jax.Array) -> jax.Array:
-    """Floats of 16 and 8 bits as float32, which is exact, and what they are compared as in any case."""
-    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
-
-
 def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
     """From elements, or blocks of them, to the windows that compare them: their values and winners."""
     axes, in_place = step.geometry.axes, selects_in_place(geometry)
@@ -72,12 +75,13 @@ def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arr
         found = _padded(step, padding, found)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
-        value, winner = reduce(_later_if_larger, _candidates(step, dtype, chosen, found))
+        value, winner = reduce(_later_if_larger, _candidates(step, padding.dtype, dtype, chosen, found))
         if step.none == geometry.taps and not in_place:
             winner = _repaired(geometry, padding, value, winner)
         # Runs at an edge are small, and cheaper to compile into the loop that joins them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))
-        return in_one_pass(value, winner, padding) if inside else (value, winner)
+        value = stored(value, padding.dtype)
+        return in_one_pass(value, winner, padding.view(storage(padding.dtype))) if inside else (value, winner)
 
     return by_runs(axes, compute, split=in_place)
 
@@ -89,25 +93,30 @@ def _largest_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Ar
         found = _padded(step, padding, found)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
-        candidates: list[Arrays] = [(read_tap(axes, tap, found[0]),) for _, axes, tap in _taps(step, chosen)]
+        candidates: list[Arrays] = [
+            (widened(read_tap(axes, tap, found[0]), padding.dtype),) for _, axes, tap in _taps(step, chosen)
+        ]
         while len(candidates) > 1:  # in pairs, which a processor can overlap
             pairs = [_later_if_larger(*candidates[i : i + 2]) for i in range(0, len(candidates) - 1, 2)]
             candidates = pairs + candidates[2 * len(pairs) :]
-        return candidates[0]
+        return (stored(candidates[0][0], padding.dtype),)
 
     return by_runs(step.geometry.axes, compute, split=in_place)
 
 
 def _padded(step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
     return tuple(
-        pad_for_windows(step.geometry.axes, array, value) for array, value in zip(found, (padding, 0), strict=False)
+        pad_for_windows(step.geometry.axes, array, value)
+        for array, value in zip(found, (padding.view(storage(padding.dtype)), 0), strict=False)
     )
 
 
-def _candidates(step: Step, dtype: np.dtype, chosen: Sequence[Run], found: Arrays) -> Iterator[Arrays]:
+def _candidates(
+    step: Step, x_dtype: np.dtype, dtype: np.dtype, chosen: Sequence[Run], found: Arrays
+) -> Iterator[Arrays]:
     """What these windows find at each tap, in row-major order: values and winners."""
     for number, axes, tap in _taps(step, chosen):
-        value = read_tap(axes, tap, found[0])
+        value = widened(read_tap(axes, tap, found[0]), x_dtype)
         winner = lax.full(value.shape, number * step.apart, dtype)
         yield value, winner if step.block == 1 else lax.add(winner, read_tap(axes, tap, found[1]))
 

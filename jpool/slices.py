@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jpool.geometry import Axis
@@ -21,6 +22,33 @@ def read_tap(axes: Sequence[Axis], tap: Sequence[int], array: jax.Array) -> jax.
     start = [index * axis.dilation + max(-axis.low, 0) for index, axis in zip(tap, axes, strict=True)]
     limit = [at + max((axis.output - 1) * axis.stride + 1, 0) for at, axis in zip(start, axes, strict=True)]
     return lax.slice(array, start, limit, [axis.stride for axis in axes])
+
+
+def storage(dtype: np.dtype) -> np.dtype:
+    """How arrays of a dtype are kept: floats of 16 and 8 bits as their bits, for XLA:CPU makes wide copies of them."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    return np.dtype(f"uint{8 * dtype.itemsize}") if narrow else dtype
+
+
+def stored(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """The array as dtype, and that as it is kept."""
+    return _as_bits(lax.convert_element_type(array, dtype), storage(dtype))
+
+
+def restored(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """What was `stored` as dtype."""
+    return _as_bits(array, dtype)
+
+
+def widened(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """What was `stored` as dtype as numbers to compute with: narrow floats as float32, which is exact."""
+    if storage(dtype) == dtype or array.dtype == jnp.float32:
+        return array
+    return lax.convert_element_type(restored(array, dtype), jnp.float32)
+
+
+def _as_bits(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    return array if array.dtype == dtype else lax.bitcast_convert_type(array, dtype)
 
 
 def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: Any) -> jax.Array:
@@ -65,5 +93,5 @@ def in_one_pass(values: jax.Array, winners: jax.Array, nothing: Any) -> Arrays:
         earlier = lax.lt(a[1], b[1])
         return lax.select(earlier, a[0], b[0]), lax.select(earlier, a[1], b[1])
 
-    start = (lax.convert_element_type(nothing, values.dtype), jnp.array(jnp.iinfo(winners.dtype).max, winners.dtype))
+    start = (jnp.array(nothing, values.dtype), jnp.array(jnp.iinfo(winners.dtype).max, winners.dtype))
     return tuple(lax.reduce((lax.broadcast(values, (2,)), lax.broadcast(winners, (2,))), start, smaller, (0,)))

@@ -19,6 +19,9 @@ CASES = {
     "default_strides": Case("strides=None is 1, not the window", (5, 6, 2), (2, 3)),
     "overlapping": Case("AlexNet: neighbours share elements", (9, 9, 2), (3, 3), {"strides": 2}),
     "resnet_stem": Case("overlap, stride and padding at once", (8, 7, 2), (3, 3), {"strides": 2, "padding": 1}),
+    "no_channels_padded": Case(
+        "edges along the last axis", (8, 11), (3, 3), {"strides": 2, "padding": 1, "channel_axis": None}
+    ),
     "inception": Case("every element lies in nine windows", (6, 5, 2), (3, 3), {"padding": "SAME"}),
     "gaps": Case("stride above the window: some elements lie in no window", (11, 10, 2), (2, 1), {"strides": (4, 3)}),
     "left_over": Case("the last elements reach no whole window", (8, 9, 1), (3, 2), {"strides": (3, 4)}),

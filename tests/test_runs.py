@@ -61,6 +61,8 @@ def test_arrays_are_read_in_place_where_edges_are_few_and_not_on_the_last_axis()
     assert in_place([inside, inside])
     assert in_place([edge, edge, inside])
     assert not in_place([inside, edge])
+    assert in_place([inside, edge], last=2)
+    assert not in_place([inside, edge], last=1)
     assert not in_place([many, inside])
 
 
@@ -68,6 +70,7 @@ CHOSEN = {
     "halves": True,
     "overlapping": True,
     "resnet_stem": True,
+    "no_channels_padded": True,
     "channels_first": True,  # nothing hangs over
     "inception": False,  # as many windows as elements: joining them would copy as much as padding does
     "default_strides": False,
