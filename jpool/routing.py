@@ -18,7 +18,7 @@ from jax import lax
 
 from jpool.geometry import Axis, Geometry
 from jpool.runs import Run, in_place
-from jpool.slices import Arrays, by_runs, in_one_pass, pad_for_windows, read_tap, storage, stored, widened
+from jpool.slices import Arrays, by_runs, in_one_pass, pad_for_windows, read_tap
 from jpool.steps import Step, steps
 
 Index = tuple[int, ...]
@@ -35,9 +35,9 @@ def route(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
     Returns:
       The cotangent of the example, shape `geometry.example_shape`, dtype of ct.
     """
-    routed = stored(ct, ct.dtype)
+    routed = ct.astype(jnp.float32) if ct.dtype.itemsize < 4 else ct
     for step in reversed(steps(geometry)):
-        winners, routed = _route_step(step, ct.dtype, winners, routed)
+        winners, routed = _route_step(step, winners, routed)
     return routed.astype(ct.dtype)
 
 
@@ -46,13 +46,13 @@ def gather(geometry: Geometry, winners: jax.Array, t: jax.Array) -> jax.Array:
     walk = []
     for step in reversed(steps(geometry)):
         walk.append((step, winners))
-        winners, _ = _route_step(step, np.dtype(jnp.float32), winners, jnp.zeros(winners.shape))
+        winners, _ = _route_step(step, winners, jnp.zeros(winners.shape, t.dtype))
     for step, step_winners in reversed(walk):
         t = _gather_step(step, step_winners, t)
     return t
 
 
-def _route_step(step: Step, dtype: np.dtype, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
     """From the windows of one step back to the elements, or blocks, that it compared: their winners and cotangents.
 
     Windows that share a block agree on its winner, so one number per block is enough.
@@ -74,22 +74,33 @@ def _route_step(step: Step, dtype: np.dtype, winners: jax.Array, ct: jax.Array) 
         blocks = [run.axis for run in chosen]
         phases = Phases([block.output for block in blocks], [axis.stride for axis in axes])
         inner = phases.full(step.block, winners.dtype)
-        routed = nothing = phases.full(0, dtype if storage(dtype) == dtype else jnp.float32)
+        routed = nothing = phases.full(0, ct.dtype)
         for place in np.ndindex(*(block.window for block in blocks)):
             shift = tuple(at + run.first + low for at, run, low in zip(place, chosen, least, strict=True))
             if shift in taps:
                 winner, sent = (phases.spread(read_tap(blocks, place, array)) for array in (winners, ct))
-                won, sent = _won(step, taps[shift], winner, phases), widened(sent, dtype)
+                won = _won(step, taps[shift], winner, phases)
                 if step.block > 1:
                     first = phases.table(taps[shift] * step.apart, winner.dtype)
                     inner = lax.select(won, lax.sub(winner, first), inner)
                 routed = lax.add(lax.select(won, sent, nothing), routed)
         inner, routed = phases.interleaved(inner), phases.interleaved(routed)
-        return in_one_pass(routed, inner, 0) if step.block > 1 else (routed, inner)
+        return _in_one_pass(routed, inner) if step.block > 1 else (routed, inner)
 
     whole = by_runs(readers, compute, split=split)
     routed, inner = (lax.slice(array, [0] * len(axes), step.geometry.example_shape) for array in whole)
     return inner, routed
+
+
+@jax.custom_jvp
+def _in_one_pass(routed: jax.Array, inner: jax.Array) -> Arrays:
+    return in_one_pass(routed, inner, 0)  # nothing is routed where there is no winner
+
+
+@_in_one_pass.defjvp
+def _in_one_pass_tangent(primals: Arrays, tangents: Arrays) -> Any:
+    """Returning arrays as they are has itself for a derivative; JAX has none for a reduction of two operands."""
+    return _in_one_pass(*primals), (tangents[0], np.zeros(primals[1].shape, jax.dtypes.float0))
 
 
 def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:

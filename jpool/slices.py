@@ -1,4 +1,4 @@
-"""How arrays are read and written, so that XLA makes good loops of it: static slices, in place, in one pass.
+"""How arrays are read and written, so that XLA makes good loops: static slices, in place, in one pass.
 
 No gather, no scatter, no dynamic index.
 """
