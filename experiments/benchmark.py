@@ -124,7 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = {f"{library} ms": times(library) for library in libraries} | RATIOS
     print(table(rows, columns), table(rows, MORE), summary(rows), sep="\n\n")
     if options.json:
-        options.json.write_text(json.dumps({"about": about, "rounds": options.rounds, "pools": rows}, indent=1))
+        written = {
+            name: row | {"torch": None if math.isnan(row["torch"]) else row["torch"]} for name, row in rows.items()
+        }
+        options.json.write_text(json.dumps({"about": about, "rounds": options.rounds, "pools": written}, indent=1))
     if options.png:
         figures.bars({name: row["both"] for name, row in rows.items()}, about, options.png)
 

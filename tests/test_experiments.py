@@ -274,7 +274,7 @@ def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_pat
     names = ["small", "line"] if "--shapes" in options else list(SMALL_POOLS)
     assert re.findall(r"^\| (\w+) \| \d", printed, re.MULTILINE) == names * 2
     assert re.search(r"^lax / jpool: geometric mean \d+\.\d\d, from", printed, re.MULTILINE)
-    saved = json.loads((tmp_path / "b.json").read_text())
+    saved = json.loads((tmp_path / "b.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert list(saved["pools"]) == names
     assert all(row["both"]["jpool"] > 0 and row["copy_floor"] > 0 for row in saved["pools"].values())
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
