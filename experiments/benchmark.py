@@ -55,6 +55,7 @@ def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms:
     copied = 2 * math.prod(pool.x) * itemsize / min(both.pop(name) for name in copies)  # bytes per ms
     return {
         "x": pool.x,
+        "megabytes": math.prod(pool.x) * itemsize / 1e6,
         "both": both,
         "forward": forward,
         "torch": min((ms for name, ms in both.items() if name.startswith("torch")), default=math.nan),
@@ -90,7 +91,7 @@ def table(rows: dict[str, Row], columns: dict[str, Any]) -> str:
 
 def summary(rows: dict[str, Row]) -> str:
     """Geometric means of the ratios."""
-    large = [row for row in rows.values() if math.prod(row["x"]) * 4 > 32e6]
+    large = [row for row in rows.values() if row["megabytes"] > 32]
     ratios = {
         "lax / jpool": [row["both"]["lax"] / row["both"]["jpool"] for row in rows.values()],
         "jpool / torch": [row["both"]["jpool"] / row["torch"] for row in rows.values()],

@@ -87,7 +87,8 @@ def contenders(pool: Pool, dtype: str, layout: str) -> dict[str, Contender]:
 
 def jax_pools(pool: Pool, layout: str) -> dict[str, Batched]:
     """The libraries of JAX on a batch. Flax knows channels last only, Equinox channels first."""
-    ones, strides = (1,) * len(pool.window), (pool.stride,) * len(pool.window)
+    dimensions = len(pool.window)
+    strides = (pool.stride,) * dimensions
     axis = -1 if layout == "last" else 0
     ours = partial(jpool.max_pool, window_shape=pool.window, strides=strides, padding=pool.padding, channel_axis=axis)
 
@@ -106,8 +107,7 @@ def jax_pools(pool: Pool, layout: str) -> dict[str, Batched]:
     if layout == "first" and importlib.util.find_spec("equinox"):
         from equinox.nn import Pool as EquinoxPool
 
-        init, dimensions = -jnp.inf, len(ones)
-        found["equinox"] = jax.vmap(EquinoxPool(init, lax.max, dimensions, pool.window, strides, pool.padding))
+        found["equinox"] = jax.vmap(EquinoxPool(-jnp.inf, lax.max, dimensions, pool.window, strides, pool.padding))
     return found
 
 

@@ -16,11 +16,11 @@ from jpool.geometry import Axis, Geometry
 from jpool.runs import Run, selects_in_place
 from jpool.slices import (
     Arrays,
+    bits_as,
     by_runs,
     in_one_pass,
     pad_for_windows,
     read_tap,
-    restored,
     storage,
     stored,
     widened,
@@ -46,7 +46,7 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     for step in steps(geometry):
         found = _select_step(geometry, step, lowest(x.dtype), found)
     values, winners = found
-    return restored(values, x.dtype), winners
+    return bits_as(values, x.dtype), winners
 
 
 def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
     found: Arrays = (stored(x, x.dtype),)
     for step in steps(geometry):
         found = _largest_step(geometry, step, lowest(x.dtype), found)
-    return restored(found[0], x.dtype)
+    return bits_as(found[0], x.dtype)
 
 
 def lowest(dtype: np.dtype) -> np.ndarray:
@@ -71,8 +71,7 @@ def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arr
     """From elements, or blocks of them, to the windows that compare them: their values and winners."""
     axes, in_place = step.geometry.axes, selects_in_place(geometry)
     dtype = np.min_scalar_type(geometry.taps)
-    if not in_place:
-        found = _padded(step, padding, found)
+    found = found if in_place else _padded(step, padding, found)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         value, winner = reduce(_later_if_larger, _candidates(step, padding.dtype, dtype, chosen, found))
@@ -89,8 +88,7 @@ def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arr
 def _largest_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
     """The same without winners."""
     in_place = selects_in_place(geometry)
-    if not in_place:
-        found = _padded(step, padding, found)
+    found = found if in_place else _padded(step, padding, found)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         candidates: list[Arrays] = [

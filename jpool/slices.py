@@ -32,23 +32,19 @@ def storage(dtype: np.dtype) -> np.dtype:
 
 def stored(array: jax.Array, dtype: np.dtype) -> jax.Array:
     """The array as dtype, and that as it is kept."""
-    return _as_bits(lax.convert_element_type(array, dtype), storage(dtype))
+    return bits_as(lax.convert_element_type(array, dtype), storage(dtype))
 
 
-def restored(array: jax.Array, dtype: np.dtype) -> jax.Array:
-    """What was `stored` as dtype."""
-    return _as_bits(array, dtype)
+def bits_as(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """The same bits as another dtype. Its derivative is zero, so nothing that is differentiated may pass through."""
+    return array if array.dtype == dtype else lax.bitcast_convert_type(array, dtype)
 
 
 def widened(array: jax.Array, dtype: np.dtype) -> jax.Array:
     """What was `stored` as dtype as numbers to compute with: narrow floats as float32, which is exact."""
     if storage(dtype) == dtype or array.dtype == jnp.float32:
         return array
-    return lax.convert_element_type(restored(array, dtype), jnp.float32)
-
-
-def _as_bits(array: jax.Array, dtype: np.dtype) -> jax.Array:
-    return array if array.dtype == dtype else lax.bitcast_convert_type(array, dtype)
+    return lax.convert_element_type(bits_as(array, dtype), jnp.float32)
 
 
 def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: Any) -> jax.Array:
