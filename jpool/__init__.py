@@ -2,27 +2,47 @@
 
 Read the rooms in this order; each imports only from those before it:
 
-    geometry      the integers of a pooling, and every error that they can have
+    arguments     what arguments may be, and every error that they can have
+    geometry      the integers of a pooling
+    examples      what an example may be
     steps         how a window is taken apart into steps that compile fast and run fast
     runs          which windows are computed together
     slices        how arrays are read and written: static slices, in place, in one pass
     selection     select: which element of each window wins
     routing       route and gather: what to do once the winners are known
-    pooling       max_pool and its derivative
+    parts         windows of different sizes: regular poolings side by side
+    linear        a linear map that brings its own transpose
+    derivative    the derivative of pooling, in reverse mode and in forward mode
+    pooling       max_pool and min_pool
+    argmax        max_pool_with_argmax, and its places as other libraries number them
+    adaptive      adaptive_max_pool and global_max_pool
+    unpooling     max_unpool
     per_example   the gradient of every example by itself, and their mean
     training      one step of training
 """
 
+from jpool.adaptive import adaptive_max_pool, adaptive_max_pool_with_argmax, global_max_pool
+from jpool.argmax import convert_argmax, max_pool_with_argmax
+from jpool.geometry import pooled_shape
 from jpool.per_example import mean_over_examples, per_example_value_and_grad
-from jpool.pooling import max_pool
+from jpool.pooling import max_pool, min_pool
 from jpool.training import Metrics, TrainState, make_train_step
+from jpool.unpooling import max_unpool
 
 __all__ = [
     "Metrics",
     "TrainState",
+    "adaptive_max_pool",
+    "adaptive_max_pool_with_argmax",
+    "convert_argmax",
+    "global_max_pool",
     "make_train_step",
     "max_pool",
+    "max_pool_with_argmax",
+    "max_unpool",
     "mean_over_examples",
+    "min_pool",
     "per_example_value_and_grad",
+    "pooled_shape",
 ]
 __version__ = "0.1.0"

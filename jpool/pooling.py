@@ -1,24 +1,12 @@
-"""max_pool, the public function, and its derivative. One example at a time; `jax.vmap` lifts it over the batch.
-
-    _max_pool :: (geometry; x)           -> values
-    _select   :: (geometry; x)           -> (values, winners)
-    _backward :: (geometry; winners, ct) -> ct of x
-
-`select` already has the type of a forward rule, so the wiring is one line. The winners are the whole residual: once
-they are known, max pooling is linear, and neither x nor the values are needed again.
-"""
+"""max_pool and min_pool, the public functions. One example at a time; `jax.vmap` lifts them over the batch."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jpool.geometry import Geometry, resolve
-from jpool.routing import gather, route
-from jpool.selection import largest, select
+from jpool.derivative import pool, regular
+from jpool.examples import resolved
 
 
 def max_pool(
@@ -30,6 +18,8 @@ def max_pool(
     window_dilation: int | Sequence[int] | None = None,
     ceil_mode: bool = False,
     channel_axis: int | None = -1,
+    ties: str = "first",
+    forward_mode: bool = False,
 ) -> jax.Array:
     """Takes the maximum of every window of ONE example, and sends each cotangent back to the element that won.
 
@@ -39,7 +29,7 @@ def max_pool(
     Which element wins a window decides its value and its gradient alike:
 
     ========================================  =========================================================================
-    tie                                       the first in row-major order wins (torch's and Caffe's rule)
+    tie                                       the first in row-major order wins (torch's and Caffe's rule); see `ties`
     NaN                                       propagates; the first NaN of the window wins
     -inf, or the lowest integer               a real element always beats padding, so no cotangent is lost
     window with no real element               the value is the lowest of the dtype (-inf for floats); no gradient
@@ -49,8 +39,12 @@ def max_pool(
     ========================================  =========================================================================
 
     The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element (uint8 for windows
-    of up to 255 taps, uint16 up to 65,535, else uint32), and neither pass scatters, so it is deterministic. Forward
-    mode on its own (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) is refused by JAX; `jax.hessian` works.
+    of up to 255 taps, uint16 up to 65,535, else uint32), and neither pass scatters, so it is deterministic.
+
+    JAX refuses forward mode of a function with a reverse mode of its own: `jax.jvp`, `jax.jacfwd`, the map that
+    `jax.linearize` returns, and reverse over forward such as `jax.jacrev(jax.jacfwd(f))`, raise a TypeError.
+    `jax.hessian` works. With `forward_mode=True` all of them do; values, gradients and what is saved are the same, to
+    the bit.
 
     Args:
       x: one example: `(*spatial, channels)`, `(channels, *spatial)` or `(*spatial,)`, as `channel_axis` says. A JAX or
@@ -64,6 +58,19 @@ def max_pool(
       ceil_mode: rounds the number of windows up instead of down, by torch's and ONNX's rule: the last window may hang
         over the end, but must start inside the input or its low padding. No effect under "SAME" and "SAME_LOWER".
       channel_axis: -1 for channels last (Flax, Haiku), 0 for channels first (Equinox, torch), None for no channels.
+      ties: who wins where several elements of a window are its maximum.
+
+        - "first": the first in row-major order, as in torch and Caffe.
+        - "last": the last.
+        - "split": all of them, in equal shares; the rule of `jnp.max` and MLX. Saved is a mask with a bit for each tap
+          (uint8 for up to 7, uint16 up to 15, else uint32; windows of more than 9 taps go axis by axis, with a mask for
+          each step). Every side of the window must be a product of numbers up to 31.
+        - "none": nobody, the textbook rule J_a = J_m if a > b else 0 read literally. The cotangent of a window with a
+          tie, or with a NaN, is lost: after relu that is every window of zeros.
+
+        Under every rule but "none" the first NaN takes all, and the gradient of a window with a real element sums to
+        its cotangent.
+      forward_mode: whether to allow forward mode, too.
 
     Returns:
       The maxima, with the dtype and layout of x. A spatial axis of size n has
@@ -84,68 +91,72 @@ def max_pool(
       Array([[0., 1., 1., 0.],
              [0., 0., 0., 0.]], dtype=float32)
     """
-    x = _example("max_pool", x)
-    geometry = resolve(
-        "max_pool",
-        x.shape,
+    geometry, x = resolved(
+        "max_pool", x, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis, ties, forward_mode
+    )
+    return pool(regular(geometry), x, bool(forward_mode))
+
+
+def min_pool(
+    x: jax.Array | np.ndarray,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: str | int | Sequence[int | Sequence[int]] = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+    channel_axis: int | None = -1,
+    ties: str = "first",
+    forward_mode: bool = False,
+) -> jax.Array:
+    """Takes the minimum of every window of ONE example, and sends each cotangent back to the element that won.
+
+    `max_pool` with the order turned around, and nothing else: the same arguments, result, errors, derivative, and rules
+    of ties and NaN. No element is negated, so unsigned integers and the lowest integer are right.
+
+    ========================================  =========================================================================
+    tie, NaN                                  as in `max_pool`: the first of them wins, or who `ties` says
+    inf, or the highest integer               a real element always beats padding, so no cotangent is lost
+    window with no real element               the value is the highest of the dtype (inf for floats); no gradient
+    ========================================  =========================================================================
+
+    Args:
+      x: one example, as for `max_pool`.
+      window_shape: ints >= 1, one per spatial axis.
+      strides: an int or one per spatial axis; None is 1 on every axis.
+      padding: "VALID", "SAME", "SAME_LOWER", an int, or per spatial axis an int or a pair (low, high); >= 0.
+      window_dilation: an int or one per spatial axis; None is 1.
+      ceil_mode: rounds the number of windows up instead of down, by torch's and ONNX's rule.
+      channel_axis: -1 for channels last, 0 for channels first, None for no channels.
+      ties: "first", "last", "split" or "none".
+      forward_mode: whether to allow forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`), too.
+
+    Returns:
+      The minima, with the dtype and layout of x.
+
+    Raises:
+      TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
+      ValueError: an argument, or the rank of x, has a value that no pooling can have.
+
+    Example:
+      >>> import jax, jpool
+      >>> import jax.numpy as jnp
+      >>> jpool.min_pool(jnp.array([7, 0, 200, 255], jnp.uint8), (2,), 2, channel_axis=None)
+      Array([  0, 200], dtype=uint8)
+      >>> jax.grad(lambda x: jpool.min_pool(x, (3,), channel_axis=None).sum())(jnp.array([1.0, 5.0, 2.0, 0.0]))
+      Array([1., 0., 0., 1.], dtype=float32)
+    """
+    geometry, x = resolved(
+        "min_pool",
+        x,
         window_shape,
         strides,
         padding,
-        window_dilation=window_dilation,
-        ceil_mode=ceil_mode,
-        channel_axis=channel_axis,
+        window_dilation,
+        ceil_mode,
+        channel_axis,
+        ties,
+        forward_mode,
+        least=True,
     )
-    return _max_pool_jitted(geometry, x)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`select` with a derivative of its own, for those who differentiate through the forward rule: `jax.hessian`."""
-    return select(geometry, x)
-
-
-@_select.defjvp
-def _select_tangent(geometry: Geometry, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
-    values, winners = _select(geometry, *primals)
-    no_tangent = np.zeros(winners.shape, jax.dtypes.float0)
-    return (values, winners), (gather(geometry, winners, *tangents), no_tangent)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _max_pool(geometry: Geometry, x: jax.Array) -> jax.Array:
-    return largest(geometry, x)
-
-
-def _backward(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array | None]:
-    if ct.dtype == jax.dtypes.float0:  # integers have no cotangent
-        return (None,)
-    return (_route(geometry, winners, ct),)
-
-
-@partial(jax.jit, static_argnums=0, inline=True)  # so that outside jit, too, it is one program
-def _route(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
-    # Without the barrier XLA, given both passes in one program, may find winners again for every read of them.
-    return route(geometry, jax.lax.optimization_barrier(winners), ct)
-
-
-_max_pool.defvjp(_select, _backward)
-_max_pool_jitted = jax.jit(_max_pool, static_argnums=0, inline=True)
-
-
-def _example(function: str, x: Any) -> jax.Array:
-    """Returns x as a JAX array of real numbers, or raises the error that says why not."""
-    if not isinstance(x, (jax.Array, np.ndarray, np.generic)) and not hasattr(x, "__jax_array__"):
-        raise TypeError(f"{function}: x must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}.")
-    unfit = f"{function}: x must be an array of numbers (floats, integers or bool); got {type(x).__name__} of dtype "
-    try:
-        array = jnp.asarray(x)
-    except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
-        raise TypeError(f"{unfit}{x.dtype}, which JAX cannot hold.") from error
-    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"{unfit}{array.dtype}.")
-    if jnp.iscomplexobj(array):
-        raise TypeError(
-            f"{function}: x must be an array of real numbers; got dtype {array.dtype}. Complex numbers have no order: "
-            "pool their magnitude, or real and imaginary part."
-        )
-    return array
+    return pool(regular(geometry), x, bool(forward_mode))

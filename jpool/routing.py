@@ -18,14 +18,16 @@ from jax import lax
 
 from jpool.geometry import Axis, Geometry
 from jpool.runs import Run, in_place
-from jpool.slices import Arrays, by_runs, in_one_pass, pad_for_windows, read_tap
+from jpool.slices import Arrays, Winners, by_runs, in_one_pass, pad_for_windows, read_tap, wide
 from jpool.steps import Step, steps
 
 Index = tuple[int, ...]
 
 
-def route(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
+def route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
     """Sends each cotangent to the element that won its window; what overlapping windows send to one element adds up.
+
+    Where ties are split, each element that tied gets an equal share.
 
     Args:
       geometry: the pooling.
@@ -35,14 +37,27 @@ def route(geometry: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
     Returns:
       The cotangent of the example, shape `geometry.example_shape`, dtype of ct.
     """
-    routed = ct.astype(jnp.float32) if ct.dtype.itemsize < 4 else ct
+    routed = wide(ct)
+    if isinstance(winners, tuple):
+        routed = lax.div(routed, _tied(geometry, winners, routed.dtype))
+        for step, mask in reversed(list(zip(steps(geometry), winners, strict=True))):
+            _, routed = _route_step(step, mask, routed)
+        return routed.astype(ct.dtype)
     for step in reversed(steps(geometry)):
         winners, routed = _route_step(step, winners, routed)
     return routed.astype(ct.dtype)
 
 
-def gather(geometry: Geometry, winners: jax.Array, t: jax.Array) -> jax.Array:
-    """Reads from t, of shape `geometry.example_shape`, the element at each winner; 0 where a window has none."""
+def gather(geometry: Geometry, winners: Winners, t: jax.Array) -> jax.Array:
+    """Reads from t, of shape `geometry.example_shape`, the element at each winner; 0 where a window has none.
+
+    Where ties are split, the mean of the elements that tied.
+    """
+    if isinstance(winners, tuple):
+        total = wide(t)
+        for step, mask in zip(steps(geometry), winners, strict=True):
+            total = _gather_step(step, mask, total)
+        return lax.div(total, _tied(geometry, winners, total.dtype)).astype(t.dtype)
     walk = []
     for step in reversed(steps(geometry)):
         walk.append((step, winners))
@@ -52,12 +67,22 @@ def gather(geometry: Geometry, winners: jax.Array, t: jax.Array) -> jax.Array:
     return t
 
 
+def _tied(geometry: Geometry, masks: Arrays, dtype: np.dtype) -> jax.Array:
+    """How many elements of each window tied; 1 where there is none, and nothing to divide."""
+    first, *others = zip(steps(geometry), masks, strict=True)
+    tied = lax.population_count(first[1]).astype(dtype)
+    for step, mask in others:
+        tied = _gather_step(step, mask, tied)
+    return lax.max(tied, lax.full(tied.shape, 1, dtype))
+
+
 def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
     """From the windows of one step back to the elements, or blocks, that it compared: their winners and cotangents.
 
     Windows that share a block agree on its winner, so one number per block is enough.
     """
     axes = step.geometry.axes
+    blocks_win = step.block > 1 and step.geometry.ties != "split"  # so the winner among the elements of each is wanted
     taps = _taps_by_shift(axes)
     least = [min(shift[i] for shift in taps) for i in range(len(axes))]
     most = [max(shift[i] for shift in taps) for i in range(len(axes))]
@@ -68,24 +93,25 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
     ]
     split = in_place(readers)
     if not split:
-        winners, ct = pad_for_windows(readers, winners, step.none), pad_for_windows(readers, ct, 0)
+        nobody = 0 if step.geometry.ties == "split" else step.none
+        winners, ct = pad_for_windows(readers, winners, nobody), pad_for_windows(readers, ct, 0)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         blocks = [run.axis for run in chosen]
         phases = Phases([block.output for block in blocks], [axis.stride for axis in axes])
-        inner = phases.full(step.block, winners.dtype)
+        inner = phases.full(step.block if blocks_win else 0, winners.dtype)
         routed = nothing = phases.full(0, ct.dtype)
         for place in np.ndindex(*(block.window for block in blocks)):
             shift = tuple(at + run.first + low for at, run, low in zip(place, chosen, least, strict=True))
             if shift in taps:
                 winner, sent = (phases.spread(read_tap(blocks, place, array)) for array in (winners, ct))
                 won = _won(step, taps[shift], winner, phases)
-                if step.block > 1:
+                if blocks_win:
                     first = phases.table(taps[shift] * step.apart, winner.dtype)
                     inner = lax.select(won, lax.sub(winner, first), inner)
                 routed = lax.add(lax.select(won, sent, nothing), routed)
         inner, routed = phases.interleaved(inner), phases.interleaved(routed)
-        return _in_one_pass(routed, inner) if step.block > 1 else (routed, inner)
+        return _in_one_pass(routed, inner) if blocks_win else (routed, inner)
 
     whole = by_runs(readers, compute, split=split)
     routed, inner = (lax.slice(array, [0] * len(axes), step.geometry.example_shape) for array in whole)
@@ -110,12 +136,19 @@ def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
     phases = Phases(winners.shape, [1] * winners.ndim)
     read = phases.full(0, t.dtype)
     for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
-        read = lax.select(_won(step, np.asarray(number), winners, phases), read_tap(axes, tap, padded), read)
+        won, element = _won(step, np.asarray(number), winners, phases), read_tap(axes, tap, padded)
+        if step.geometry.ties == "split":
+            read = lax.add(lax.select(won, element, phases.full(0, t.dtype)), read)
+        else:
+            read = lax.select(won, element, read)
     return read
 
 
 def _won(step: Step, tap: np.ndarray, winners: jax.Array, phases: "Phases") -> jax.Array:
     """Whether a winner belongs to the tap; one in two blocks belongs to the earlier, and to no tap, -1, none does."""
+    if step.geometry.ties == "split":
+        bit = np.where(tap >= 0, 1 << np.maximum(tap, 0), 0)
+        return lax.ne(lax.bitwise_and(winners, phases.table(bit, winners.dtype)), phases.full(0, winners.dtype))
     if step.block == step.apart == 1 and tap.min() >= 0:
         return lax.eq(winners, phases.table(tap, winners.dtype))
     first = np.where(tap > 0, (tap - 1) * step.apart + step.block, 0)

@@ -1,11 +1,12 @@
 """select: which element of each window wins, and its value. This is the forward pass.
 
 Winners are numbers of taps, 0 .. taps - 1 in row-major order; the number `taps` says "none". They are all that the
-backward pass needs. `largest` finds the values alone, for when there is no backward pass.
+backward pass needs. Where ties are split there is no one winner, and masks of the tied taps take the place of numbers.
+`largest` finds the values alone, for when there is no backward pass.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jpool.geometry import Axis, Geometry
 from jpool.runs import Run, selects_in_place
 from jpool.slices import (
     Arrays,
+    Winners,
     bits_as,
     by_runs,
     in_one_pass,
@@ -28,11 +30,11 @@ from jpool.slices import (
 from jpool.steps import Step, steps
 
 
-def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Finds the largest element of every window of one example.
+def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
+    """Finds the largest element of every window of one example; the smallest if `geometry.least`.
 
-    The first in row-major order wins a tie, the first NaN wins over every number, and a real element wins over padding.
-    A window without a real element has no winner; its value is the lowest of the dtype.
+    The first in row-major order wins a tie, or who `geometry.ties` says, the first NaN wins over every number, and a
+    real element wins over padding. A window without a real element has no winner; its value is that of padding.
 
     Args:
       geometry: the pooling.
@@ -40,43 +42,65 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       values: shape `geometry.values_shape`, dtype of x.
-      winners: same shape, uint8 for windows of up to 255 taps, uint16 up to 65,535, else uint32.
+      winners: one array of the same shape, uint8 for windows of up to 255 taps, uint16 up to 65,535, else uint32. Where
+        ties are split, a mask for every step: of the shape of what the step finds, with a bit for each of its taps.
     """
+    padding = padding_value(geometry, x.dtype)
     found: Arrays = (stored(x, x.dtype),)
+    masks: Arrays = ()
     for step in steps(geometry):
-        found = _select_step(geometry, step, lowest(x.dtype), found)
-    values, winners = found
-    return bits_as(values, x.dtype), winners
+        found = _select_step(geometry, step, padding, found)
+        if geometry.ties == "split":
+            found, masks = found[:1], masks + found[1:]
+    return bits_as(found[0], x.dtype), masks or found[1]
 
 
 def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
     """The values of `select`, the same to the bit."""
+    padding = padding_value(geometry, x.dtype)
     found: Arrays = (stored(x, x.dtype),)
     for step in steps(geometry):
-        found = _largest_step(geometry, step, lowest(x.dtype), found)
+        found = _largest_step(geometry, step, padding, found)
     return bits_as(found[0], x.dtype)
 
 
-def lowest(dtype: np.dtype) -> np.ndarray:
-    """The value of padding: -inf, or the least number of a dtype that has no infinity, or False."""
+def winners_dtype(geometry: Geometry) -> np.dtype:
+    """The least that holds every number of a tap and "none", or every mask.
+
+    Its largest number says that no value beats padding (see `in_one_pass`), so a tie that nobody wins needs another.
+    """
+    if geometry.ties == "split":
+        return np.min_scalar_type(2**geometry.taps)
+    return np.min_scalar_type(geometry.taps + (geometry.ties == "none"))
+
+
+def padding_value(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
+    """What no element can lose to: -inf, or the least number of a dtype that has no infinity, or False.
+
+    For the smallest element: inf, the greatest number, True.
+    """
     if dtype == np.bool_:
-        return np.zeros((), dtype)
+        return np.array(geometry.least, dtype)
+    limits = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype)
+    limit = np.array(limits.max if geometry.least else limits.min, dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        return np.array(jnp.iinfo(dtype).min, dtype)
-    infinity = np.array(-np.inf, dtype)
-    return infinity if np.isinf(infinity.astype(np.float32)) else np.array(jnp.finfo(dtype).min, dtype)
+        return limit
+    infinity = np.array(np.inf if geometry.least else -np.inf, dtype)
+    return infinity if np.isinf(infinity.astype(np.float32)) else limit
 
 
 def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
     """From elements, or blocks of them, to the windows that compare them: their values and winners."""
     axes, in_place = step.geometry.axes, selects_in_place(geometry)
-    dtype = np.min_scalar_type(geometry.taps)
+    numbered = step.geometry if geometry.ties == "split" else geometry  # whose taps the winners number
+    dtype = winners_dtype(numbered)
     found = found if in_place else _padded(step, padding, found)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
-        value, winner = reduce(_later_if_larger, _candidates(step, padding.dtype, dtype, chosen, found))
-        if step.none == geometry.taps and not in_place:
-            winner = _repaired(geometry, padding, value, winner)
+        candidates = _candidates(geometry, step, padding.dtype, dtype, chosen, found)
+        value, winner = reduce(partial(_better, geometry), candidates)
+        if geometry.ties == "split" or step.none == geometry.taps:
+            winner = _settled(numbered, padding, value, winner, in_place)
         # Runs at an edge are small, and cheaper to compile into the loop that joins them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))
         value = stored(value, padding.dtype)
@@ -95,7 +119,7 @@ def _largest_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Ar
             (widened(read_tap(axes, tap, found[0]), padding.dtype),) for _, axes, tap in _taps(step, chosen)
         ]
         while len(candidates) > 1:  # in pairs, which a processor can overlap
-            pairs = [_later_if_larger(*candidates[i : i + 2]) for i in range(0, len(candidates) - 1, 2)]
+            pairs = [_better(geometry, *candidates[i : i + 2]) for i in range(0, len(candidates) - 1, 2)]
             candidates = pairs + candidates[2 * len(pairs) :]
         return (stored(candidates[0][0], padding.dtype),)
 
@@ -110,13 +134,19 @@ def _padded(step: Step, padding: np.ndarray, found: Arrays) -> Arrays:
 
 
 def _candidates(
-    step: Step, x_dtype: np.dtype, dtype: np.dtype, chosen: Sequence[Run], found: Arrays
+    geometry: Geometry, step: Step, x_dtype: np.dtype, dtype: np.dtype, chosen: Sequence[Run], found: Arrays
 ) -> Iterator[Arrays]:
     """What these windows find at each tap, in row-major order: values and winners."""
     for number, axes, tap in _taps(step, chosen):
         value = widened(read_tap(axes, tap, found[0]), x_dtype)
-        winner = lax.full(value.shape, number * step.apart, dtype)
-        yield value, winner if step.block == 1 else lax.add(winner, read_tap(axes, tap, found[1]))
+        winner = lax.full(value.shape, 1 << number if geometry.ties == "split" else number * step.apart, dtype)
+        if len(found) > 1:  # what is read are blocks, with winners of their own
+            inner = read_tap(axes, tap, found[1])
+            winner = lax.add(winner, inner)
+            if geometry.ties == "none":
+                none = lax.full(inner.shape, geometry.taps, dtype)
+                winner = lax.select(lax.eq(inner, none), none, winner)
+        yield value, winner
 
 
 def _taps(step: Step, chosen: Sequence[Run]) -> Iterator[tuple[int, list[Axis], tuple[int, ...]]]:
@@ -127,30 +157,58 @@ def _taps(step: Step, chosen: Sequence[Run]) -> Iterator[tuple[int, list[Axis], 
         yield int(np.ravel_multi_index(whole, [axis.window for axis in step.geometry.axes])), axes, tap
 
 
-def _later_if_larger(best: Arrays, later: Arrays) -> Arrays:
-    """Of two candidates, values with or without their winners, the second where its value is larger, else the first."""
+def _better(geometry: Geometry, best: Arrays, later: Arrays) -> Arrays:
+    """Of two candidates, values with or without their winners, the second where it beats the first, else the first."""
+    beaten = {False: lax.lt, True: lax.gt} if geometry.ties == "last" else {False: lax.le, True: lax.ge}
     # `not <=` instead of `>` lets the first NaN win; `best == best` lets nothing win over it.
-    wins = lax.bitwise_and(lax.bitwise_not(lax.le(later[0], best[0])), lax.eq(best[0], best[0]))
-    return tuple(lax.select(wins, each, other) for each, other in zip(later, best, strict=True))
+    stays = beaten[geometry.least](later[0], best[0])
+    wins = lax.bitwise_and(lax.bitwise_not(stays), lax.eq(best[0], best[0]))
+    better = tuple(lax.select(wins, each, other) for each, other in zip(later, best, strict=True))
+    if len(best) == 1 or geometry.ties in ("first", "last"):
+        return better
+    tie = lax.eq(later[0], best[0])
+    if geometry.ties == "split":
+        return better[0], lax.select(tie, lax.bitwise_or(best[1], later[1]), better[1])
+    # Blocks overlap: one winner met in two of them does not tie with itself.
+    none = lax.full(better[1].shape, geometry.taps, better[1].dtype)
+    return better[0], lax.select(lax.bitwise_and(tie, lax.ne(later[1], best[1])), none, better[1])
 
 
-def _repaired(geometry: Geometry, padding: np.ndarray, values: jax.Array, winners: jax.Array) -> jax.Array:
-    """Winners, but where nothing exceeds the lowest value, and padding may have won, the first tap that is not padding.
+def _settled(
+    geometry: Geometry, padding: np.ndarray, values: jax.Array, winners: jax.Array, in_place: bool
+) -> jax.Array:
+    """Winners, but where nothing beats padding, and padding may have won, those that are a fact of the geometry.
 
-    Which tap that is, is a fact of the geometry, so padding needs no mask: where the value of a window is the lowest
-    there is, every real element of the window equals it, and the first of them wins.
+    So padding needs no mask: where the value of a window is that of padding, every real element of the window equals
+    it, and the winner is the first of them, or who the rule says. A window with a NaN has none where ties have none.
     """
-    axes = geometry.axes
-    if not any(axis.overhangs for axis in axes):
+    if geometry.ties == "none":
+        winners = lax.select(lax.eq(values, values), winners, lax.full(winners.shape, geometry.taps, winners.dtype))
+    if in_place or not any(axis.overhangs for axis in geometry.axes):
         return winners
-    number = jnp.zeros((), winners.dtype)
-    exists = jnp.ones((), bool)
-    for i, axis in enumerate(axes):
+    wins, exists = _real_winners(geometry, winners.dtype)
+    nobody = np.asarray(0 if geometry.ties == "split" else geometry.taps, winners.dtype)
+    return jnp.where(values == padding.astype(values.dtype), jnp.where(exists, wins, nobody), winners)
+
+
+def _real_winners(geometry: Geometry, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """Who wins where every element is as low as padding, and whether anybody does."""
+    wins, exists = jnp.zeros((), dtype), jnp.ones((), bool)
+    if geometry.ties == "split":
+        wins = jnp.ones((), dtype)
+    for i, axis in enumerate(geometry.axes):
+        along = [axis.output if j == i else 1 for j in range(len(geometry.axes))]
         start = np.arange(axis.output) * axis.stride - axis.low
-        tap = np.maximum(-(start // axis.dilation), 0)
-        real = (tap < axis.window) & (start + tap * axis.dilation < axis.size)
-        along = [axis.output if j == i else 1 for j in range(len(axes))]
-        number = number * axis.window + jnp.where(real, tap, 0).astype(winners.dtype).reshape(along)
+        first = np.maximum(-(start // axis.dilation), 0)
+        last = np.minimum((axis.size - 1 - start) // axis.dilation, axis.window - 1)
+        real = (first == last) if geometry.ties == "none" else first <= last
         exists = exists & real.reshape(along)
-    first_real = jnp.where(exists, number, np.asarray(geometry.taps, winners.dtype))
-    return jnp.where(values == padding.astype(values.dtype), first_real, winners)
+        if geometry.ties == "split":  # a mask is the product of the masks along its axes
+            apart = geometry.taps // int(np.prod([other.window for other in geometry.axes[: i + 1]]))
+            taps = np.arange(axis.window)
+            marks = (first[:, None] <= taps) & (taps <= last[:, None])
+            wins = wins * (marks << (taps * apart)).sum(1).astype(dtype).reshape(along)
+        else:
+            tap = np.where(real, last if geometry.ties == "last" else first, 0)
+            wins = wins * axis.window + tap.astype(dtype).reshape(along)
+    return wins, exists

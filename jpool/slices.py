@@ -15,6 +15,7 @@ from jpool.geometry import Axis
 from jpool.runs import Run, runs
 
 Arrays = tuple[jax.Array, ...]
+Winners = jax.Array | Arrays  # a number for every window; or, where ties are split, a mask for every step
 
 
 def read_tap(axes: Sequence[Axis], tap: Sequence[int], array: jax.Array) -> jax.Array:
@@ -45,6 +46,11 @@ def widened(array: jax.Array, dtype: np.dtype) -> jax.Array:
     if storage(dtype) == dtype or array.dtype == jnp.float32:
         return array
     return lax.convert_element_type(bits_as(array, dtype), jnp.float32)
+
+
+def wide(array: jax.Array) -> jax.Array:
+    """In float32 what is narrower, to add up without rounding every time."""
+    return lax.convert_element_type(array, jnp.float32) if array.dtype.itemsize < 4 else array
 
 
 def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: Any) -> jax.Array:

@@ -87,7 +87,7 @@ ERRORS = {
     "large window": (IMAGE, {"window_shape": (7, 2)}, ValueError,
                      "window_shape (7, 2) is larger than the padded input along spatial axis 0.*spans 7 elements.*has 6 "),
     "large dilated window": (IMAGE, {"window_dilation": 6}, ValueError, "window_shape (2, 2) is larger than the padded input.*spans 7 elements"),
-    "more taps than numbers": (IMAGE, {"window_shape": (2**16, 2**16)}, ValueError, "window_shape must have at most 4294967295"),
+    "more taps than numbers": (IMAGE, {"window_shape": (2**16, 2**16)}, ValueError, "window_shape must have at most 4294967294"),
     "short strides": (IMAGE, {"strides": (2,)}, ValueError, "strides must have one entry per spatial axis, 2.*got (2,)"),
     "zero stride": (IMAGE, {"strides": 0}, ValueError, "strides must hold ints >= 1; got 0"),
     "float stride": (IMAGE, {"strides": 2.0}, TypeError, "strides must be an int >= 1 or 2 of them.*got 2.0 of type float"),

@@ -184,11 +184,14 @@ def test_the_signature_is_the_published_one():
     parameters = inspect.signature(jpool.max_pool).parameters
     assert {name: p.default for name, p in parameters.items() if p.default is not p.empty} == {
         "strides": None, "padding": "VALID", "window_dilation": None, "ceil_mode": False, "channel_axis": -1,
+        "ties": "first", "forward_mode": False,
     }  # fmt: skip
     assert [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [
         "window_dilation",
         "ceil_mode",
         "channel_axis",
+        "ties",
+        "forward_mode",
     ]
 
 

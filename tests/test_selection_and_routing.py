@@ -8,8 +8,9 @@ import pytest
 from cases import CASES, CONTENTS
 from test_steps import geometry
 
+from jpool.geometry import Geometry
 from jpool.routing import gather, route
-from jpool.selection import lowest, select
+from jpool.selection import padding_value, select
 
 FEW = [
     "halves",
@@ -100,11 +101,15 @@ def test_the_gradient_is_conserved(name, content):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"),
+    ("dtype", "low", "high"),
     [
-        ("float32", -np.inf), ("bfloat16", -np.inf), ("float8_e5m2", -np.inf), ("float8_e4m3fn", -448), ("float8_e5m2fnuz", -57344),
-        ("int8", -128), ("uint16", 0), ("bool", False),
+        ("float32", -np.inf, np.inf), ("bfloat16", -np.inf, np.inf), ("float8_e5m2", -np.inf, np.inf),
+        ("float8_e4m3fn", -448, 448), ("float8_e5m2fnuz", -57344, 57344),
+        ("int8", -128, 127), ("uint16", 0, 65535), ("int4", -8, 7), ("bool", False, True),
     ],
 )  # fmt: skip
-def test_padding_is_the_lowest_value_of_the_dtype(dtype, value):
-    assert lowest(jnp.dtype(dtype)) == np.asarray(value).astype(jnp.dtype(dtype))
+def test_padding_is_what_no_element_can_lose_to(dtype, low, high):
+    for least, value in ((False, low), (True, high)):
+        padding = padding_value(Geometry((), least=least), jnp.dtype(dtype))
+        assert padding.dtype == dtype
+        assert padding == np.asarray(value).astype(jnp.dtype(dtype))

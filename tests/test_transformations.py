@@ -253,9 +253,9 @@ def test_one_compilation_per_geometry_and_shape():
     for _ in range(3):
         both(jnp.zeros((5, 5, 1)))
     assert len(traces) == 1
-    from jpool.pooling import _max_pool_jitted
+    from jpool.derivative import pool as jitted
 
-    before = _max_pool_jitted._cache_size()
+    before = jitted._cache_size()
     for padding in (0, "VALID", ((0, 0), (0, 0)), np.int64(0)):  # four spellings of one geometry
         jpool.max_pool(jnp.zeros((5, 9, 1)), (2, 2), padding=padding)
-    assert _max_pool_jitted._cache_size() == before + 1
+    assert jitted._cache_size() == before + 1

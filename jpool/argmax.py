@@ -1,0 +1,163 @@
+"""Where the maxima were: max_pool_with_argmax, and the same places as other libraries number them."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jpool import arguments
+from jpool.derivative import pool_with_argmax, regular
+from jpool.examples import index_array, places, resolved
+
+NUMBERINGS = ("tensorflow", "onnx", "onnx_column_major")
+
+
+def max_pool_with_argmax(
+    x: jax.Array | np.ndarray,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: str | int | Sequence[int | Sequence[int]] = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+    channel_axis: int | None = -1,
+    ties: str = "first",
+    forward_mode: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Takes the maximum of every window of ONE example, and says where it was.
+
+    The arguments are `max_pool`'s, the values and their derivative are `max_pool`'s, and the place is that of the
+    element that the cotangent goes to.
+
+    Args:
+      x: one example, as for `max_pool`.
+      window_shape: ints >= 1, one per spatial axis.
+      strides: an int or one per spatial axis; None is 1 on every axis.
+      padding: "VALID", "SAME", "SAME_LOWER", an int, or per spatial axis an int or a pair (low, high); >= 0.
+      window_dilation: an int or one per spatial axis; None is 1.
+      ceil_mode: rounds the number of windows up instead of down, by torch's and ONNX's rule.
+      channel_axis: -1 for channels last, 0 for channels first, None for no channels.
+      ties: "first" or "last"; the other rules of `max_pool` do not have one winner.
+      forward_mode: whether to allow forward mode of the values, too.
+
+    Returns:
+      values: as `max_pool`'s.
+      argmax: int32, same shape: the flat row-major position of each winner in the spatial grid of its channel,
+        y * width + x for an image, padding not counted (torch's convention). -1 for a window with no real element.
+        `convert_argmax` turns it into TensorFlow's and ONNX's, `max_unpool` reads it.
+
+    Raises:
+      TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
+      ValueError: an argument, or the rank of x, has a value that no pooling can have, or the spatial grid has more than
+        2**31 elements.
+
+    Example:
+      >>> import jpool
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 5.0, 2.0, 0.0], [3.0, 4.0, 2.0, 2.0]])
+      >>> jpool.max_pool_with_argmax(x, (2, 2), 2, channel_axis=None)
+      (Array([[5., 2.]], dtype=float32), Array([[1, 2]], dtype=int32))
+    """
+    arguments.word(
+        "max_pool_with_argmax",
+        "ties",
+        ties,
+        ("first", "last"),
+        " A window has one argmax: take max_pool for its values.",
+    )
+    geometry, x = resolved(
+        "max_pool_with_argmax",
+        x,
+        window_shape,
+        strides,
+        padding,
+        window_dilation,
+        ceil_mode,
+        channel_axis,
+        ties,
+        forward_mode,
+    )
+    spatial = arguments.spatial_part(x.shape, channel_axis)
+    arguments.grid("max_pool_with_argmax", "x", spatial)
+    return pool_with_argmax(regular(geometry), x, bool(forward_mode), places(x.shape, channel_axis))
+
+
+def convert_argmax(
+    argmax: jax.Array | np.ndarray,
+    spatial_shape: Sequence[int],
+    channels: int,
+    *,
+    to: str,
+    channel_axis: int | None = -1,
+) -> jax.Array:
+    """Numbers the places of one example as another library does.
+
+    ======================  =====================================  =================================================
+    `to`                    the place (y, x) of channel c          what a batch adds for example n
+    ======================  =====================================  =================================================
+    "tensorflow"            (y * width + x) * channels + c         n * height * width * channels, if asked to
+                                                                   (`include_batch_in_index=True`)
+    "onnx"                  (c * height + y) * width + x           n * channels * height * width
+    "onnx_column_major"     (c * width + x) * height + y           n * channels * height * width
+                            (`storage_order=1`)
+    ======================  =====================================  =================================================
+
+    The same with any number of spatial axes. The term of the batch is added outside, where n is known, and not to -1:
+
+        n = jnp.arange(len(argmax))[:, None, None, None] * (height * width * channels)
+        jnp.where(converted < 0, -1, converted + n)
+
+    Args:
+      argmax: integers, from `max_pool_with_argmax` and with its layout; -1 stays -1.
+      spatial_shape: ints >= 1, the spatial shape of the example that was pooled, not of argmax.
+      channels: how many channels it has, >= 1; 1 for `channel_axis=None`.
+      to: one of the words above.
+      channel_axis: -1 for channels last, 0 for channels first, None for no channels.
+
+    Returns:
+      int32, the shape and layout of argmax.
+
+    Raises:
+      TypeError: argmax is not an array of integers, or an argument is not of the type above.
+      ValueError: the shapes do not go together, the word is unknown, the places have more than 2**31 numbers, or argmax
+        is known and holds a place outside the grid.
+
+    Example:
+      >>> import jpool
+      >>> import jax.numpy as jnp
+      >>> x = jnp.arange(24.0).reshape(3, 4, 2)  # height, width, channels
+      >>> _, argmax = jpool.max_pool_with_argmax(x, (3, 4))
+      >>> argmax
+      Array([[[11, 11]]], dtype=int32)
+      >>> jpool.convert_argmax(argmax, (3, 4), 2, to="tensorflow")
+      Array([[[22, 23]]], dtype=int32)
+    """
+    sizes = arguments.sizes("convert_argmax", "spatial_shape", spatial_shape)
+    arguments.channel_axis("convert_argmax", channel_axis)
+    arguments.word("convert_argmax", "to", to, NUMBERINGS)
+    (count,) = arguments.per_axis("convert_argmax", "channels", channels, 1, "the number of channels")
+    argmax = index_array("convert_argmax", argmax, sizes, channel_axis)
+    given = 1 if channel_axis is None else argmax.shape[channel_axis]
+    if count != given:
+        raise ValueError(
+            f"convert_argmax: channels must be the number of channels of argmax, {given} for shape {argmax.shape} and "
+            f"channel_axis={channel_axis}; got {count}."
+        )
+    arguments.grid("convert_argmax", "spatial_shape", sizes, count)
+    channel = 0 if channel_axis is None else _along(argmax.ndim, channel_axis, count)
+    place = jnp.unravel_index(jnp.maximum(argmax, 0), sizes)
+    order, shape = {
+        "tensorflow": ((*place, channel), (*sizes, count)),
+        "onnx": ((channel, *place), (count, *sizes)),
+        "onnx_column_major": ((channel, *reversed(place)), (count, *reversed(sizes))),
+    }[to]
+    number = jnp.zeros_like(argmax)
+    for index, size in zip(order, shape, strict=True):
+        number = number * size + index
+    return jnp.where(argmax < 0, -1, number)
+
+
+def _along(rank: int, axis: int, count: int) -> jax.Array:
+    """0, 1, .. along one axis of an array of that rank."""
+    return jnp.arange(count, dtype=jnp.int32).reshape([count if i == axis % rank else 1 for i in range(rank)])

@@ -1,0 +1,145 @@
+"""max_unpool: every value back at its place. The transpose of reading at those places, and told to JAX as such.
+
+Places are known only at run time, so this is usually a scatter, which adds in no fixed order on a GPU. Turned around,
+as in `route`, it reads: every place asks the few elements that can lie there. Which ones can, follows from the places:
+along each axis, those between the first and the last row of argmax that holds this coordinate or has it between its
+least and its greatest. For the argmax of a pooling these are the windows that cover the place, however they were laid
+out; for any other array of places it is right as well, and slower.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jpool import arguments
+from jpool.examples import channels_back, channels_last, index_array, real_array
+from jpool.linear import Pair, apply
+from jpool.slices import Arrays, wide
+
+
+def max_unpool(
+    values: jax.Array | np.ndarray,
+    argmax: jax.Array | np.ndarray,
+    spatial_shape: Sequence[int],
+    *,
+    channel_axis: int | None = -1,
+) -> jax.Array:
+    """Puts each value of ONE example back at its place, and zeros elsewhere.
+
+    The exact transpose of reading an example at argmax. A batch is `jax.vmap`.
+
+    ========================================  =========================================================================
+    several values at one place               add up, as where windows overlap (torch keeps one of them, and its
+                                              gradient belongs to another function)
+    -1                                        is skipped; so no value goes there, and its gradient is 0
+    a place outside the grid                  an error where argmax is known, skipped like -1 under `jax.jit` and
+                                              `jax.vmap`, where it is not
+    16-bit and 8-bit floats                   add up in float32 and are rounded once
+    ========================================  =========================================================================
+
+    Linear in values, and differentiable in both modes to any order: the gradient of values reads the cotangent at
+    argmax. Deterministic: what meets at one place adds up in row-major order. No scatter.
+
+    Args:
+      values: one example, `(*pooled, channels)`, `(channels, *pooled)` or `(*pooled,)`, any real dtype.
+      argmax: integers of the same shape, the flat row-major place of each value in the spatial grid of its channel, or
+        -1: what `max_pool_with_argmax` returns, or torch.
+      spatial_shape: ints >= 1, the spatial shape of the result: that of the example that was pooled.
+      channel_axis: -1 for channels last, 0 for channels first, None for no channels.
+
+    Returns:
+      One example of that spatial shape, with the channels, layout and dtype of values.
+
+    Raises:
+      TypeError: values or argmax is not an array of numbers or integers, or an argument is not of the type above.
+      ValueError: the shapes do not go together, the grid has more than 2**31 places, or argmax is known and holds a
+        place outside the grid.
+
+    Example:
+      >>> import jpool
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 5.0, 2.0, 0.0], [3.0, 4.0, 2.0, 2.0]])
+      >>> values, argmax = jpool.max_pool_with_argmax(x, (2, 2), 2, channel_axis=None)
+      >>> jpool.max_unpool(values, argmax, x.shape, channel_axis=None)
+      Array([[0., 5., 2., 0.],
+             [0., 0., 0., 0.]], dtype=float32)
+    """
+    sizes = arguments.sizes("max_unpool", "spatial_shape", spatial_shape)
+    arguments.channel_axis("max_unpool", channel_axis)
+    argmax = index_array("max_unpool", argmax, sizes, channel_axis)
+    values = real_array("max_unpool", "values", values)
+    if values.shape != argmax.shape:
+        raise ValueError(
+            f"max_unpool: values must have the shape of argmax, {argmax.shape}, a place for every value; got "
+            f"{values.shape}."
+        )
+    return _unpool(sizes, channel_axis, values, argmax)
+
+
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _unpool(sizes: tuple[int, ...], channel_axis: int | None, values: jax.Array, argmax: jax.Array) -> jax.Array:
+    values, argmax = (channels_last(array, channel_axis) for array in (values, argmax))
+    return channels_back(apply(Pair(_placed, _read, sizes), (argmax,), values), channel_axis)
+
+
+def _read(sizes: tuple[int, ...], known: Arrays, t: jax.Array) -> jax.Array:
+    """Reads t, of shape `(*sizes, channels)`, at argmax; 0 for no place."""
+    (argmax,) = known
+    count, channels = math.prod(sizes), argmax.shape[-1]
+    if argmax.size == 0:
+        return jnp.zeros(argmax.shape, t.dtype)
+    at = argmax.reshape(-1, channels)
+    inside = (at >= 0) & (at < count)
+    read = jnp.take_along_axis(t.reshape(count, channels), jnp.where(inside, at, 0), axis=0, mode="clip")
+    return jnp.where(inside, read, jnp.zeros((), t.dtype)).reshape(argmax.shape)
+
+
+def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Array:
+    """The transpose of `_read`: every place adds up the values that lie there."""
+    (argmax,) = known
+    shape = (*sizes, argmax.shape[-1])
+    sums = wide(values) if jnp.issubdtype(values.dtype, jnp.floating) else values
+    if argmax.size == 0:
+        return jnp.zeros(shape, values.dtype)
+    asked = [_rows(argmax, axis, sizes) for axis in range(len(sizes))]
+    most = [rows.number.max() for rows in asked]
+    place = lax.broadcast_in_dim(lax.iota(jnp.int32, math.prod(sizes)).reshape(sizes), shape, range(len(sizes)))
+
+    def add(turn: jax.Array, total: jax.Array) -> jax.Array:
+        sent, at, exists = sums, argmax, jnp.ones((), bool)
+        for axis in reversed(range(len(sizes))):  # the last axis turns fastest: row-major order
+            rows, nth, turn = asked[axis], turn % most[axis], turn // most[axis]
+            row = jnp.minimum(rows.first + nth, argmax.shape[axis] - 1)
+            sent, at = (jnp.take(array, row, axis, mode="clip") for array in (sent, at))
+            exists = exists & lax.broadcast_in_dim(nth < rows.number, shape, [axis])
+        return total + jnp.where(exists & (at == place), sent, jnp.zeros((), sums.dtype))
+
+    turns = jnp.prod(jnp.stack(most))
+    return lax.fori_loop(jnp.zeros_like(turns), turns, add, jnp.zeros(shape, sums.dtype)).astype(values.dtype)
+
+
+class Rows(NamedTuple):
+    """For every coordinate along an axis of the grid, the rows along that axis of argmax that can hold it."""
+
+    first: jax.Array
+    number: jax.Array
+
+
+def _rows(argmax: jax.Array, axis: int, sizes: tuple[int, ...]) -> Rows:
+    size, apart = sizes[axis], math.prod(sizes[axis + 1 :])
+    at = (argmax // apart) % size
+    inside = (argmax >= 0) & (argmax < math.prod(sizes))
+    others = tuple(i for i in range(argmax.ndim) if i != axis)
+    least = jnp.where(inside, at, size).min(others)
+    greatest = jnp.where(inside, at, -1).max(others)
+    # Made monotone: rows before the first all end below the coordinate, rows from the last on all begin above it.
+    coordinate = lax.iota(jnp.int32, size)
+    first = jnp.searchsorted(lax.cummax(greatest), coordinate, side="left").astype(jnp.int32)
+    last = jnp.searchsorted(lax.cummin(least, reverse=True), coordinate, side="right").astype(jnp.int32)
+    return Rows(first, jnp.maximum(last - first, 0))
