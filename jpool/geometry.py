@@ -139,6 +139,9 @@ def pooled_shape(
       (56, 56)
     """
     sizes = arguments.sizes("pooled_shape", "spatial_shape", spatial_shape)
+    rank = len(arguments.window("pooled_shape", window_shape))
+    if len(sizes) != rank:
+        raise ValueError(f"pooled_shape: spatial_shape must have as many axes as window_shape, {rank}; got {sizes}.")
     return resolve(
         "pooled_shape",
         sizes,

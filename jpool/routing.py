@@ -58,11 +58,12 @@ def gather(geometry: Geometry, winners: Winners, t: jax.Array) -> jax.Array:
         for step, mask in zip(steps(geometry), winners, strict=True):
             total = _gather_step(step, mask, total)
         return lax.div(total, _tied(geometry, winners, total.dtype)).astype(t.dtype)
+    first, *others = steps(geometry)
     walk = []
-    for step in reversed(steps(geometry)):
+    for step in reversed(others):  # from the windows' winners to those of the blocks that they compared
         walk.append((step, winners))
         winners, _ = _route_step(step, winners, jnp.zeros(winners.shape, t.dtype))
-    for step, step_winners in reversed(walk):
+    for step, step_winners in [(first, winners), *reversed(walk)]:
         t = _gather_step(step, step_winners, t)
     return t
 

@@ -9,7 +9,7 @@ out; for any other array of places it is right as well, and slower.
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -120,7 +120,7 @@ def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Arr
             exists = exists & lax.broadcast_in_dim(nth < rows.number, shape, [axis])
         return total + jnp.where(exists & (at == place), sent, jnp.zeros((), sums.dtype))
 
-    turns = jnp.prod(jnp.stack(most))
+    turns = reduce(lax.mul, most)
     return lax.fori_loop(jnp.zeros_like(turns), turns, add, jnp.zeros(shape, sums.dtype)).astype(values.dtype)
 
 

@@ -1,7 +1,9 @@
-"""Random geometries with ties, NaN and infinities: value and gradient equal the oracle's, whatever hypothesis thinks of.
+"""Random geometries with ties, NaN and infinities: all we compute equals the oracle's, whatever hypothesis thinks of.
 
 Subnormal numbers are left out: XLA:CPU compares them as zeros, in this library as everywhere.
 """
+
+from functools import partial
 
 import jax
 import numpy as np
@@ -43,24 +45,82 @@ def poolings(draw):
     return x, window, dict(zip(names, (strides, padding, dilation, ceil_mode, channel_axis), strict=True))
 
 
-def both_passes(x, ct, window, arguments):
-    """In one program, so that each geometry is compiled once."""
-
-    @jax.jit
-    def both(x, ct):
-        values, backward = jax.vjp(lambda x: jpool.max_pool(x, window, **arguments), x)
-        return values, backward(ct)[0]
-
-    return both(x, ct)
+TIES = ("first", "first", "last", "split", "none")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(poolings())
-def test_value_and_gradient_equal_the_oracle(pooling):
+@given(poolings(), st.sampled_from(TIES), st.booleans())
+def test_values_gradients_tangents_and_places_equal_the_oracle(pooling, ties, least):
     x, window, arguments = pooling
-    expected, winners = oracle.max_pool(x, window, **arguments)
-    ct = np.arange(expected.size, dtype=np.float32).reshape(expected.shape) % 17 - 8  # whole numbers: sums are exact
-    values, gradient = both_passes(x, ct, window, arguments)
+    arguments_with_rule = {**arguments, "window_shape": window, "ties": ties}
+    pool = partial(jpool.min_pool if least else jpool.max_pool, **arguments_with_rule)
+    windows = oracle.windows(x, window, **arguments)
+    expected, winners = oracle.pool(x, windows, ties, least)
+    ct = 720720 * (
+        np.arange(expected.size, dtype=np.float32).reshape(expected.shape) % 5 - 2
+    )  # shares are whole numbers
+    t = 720720 * (np.arange(x.size, dtype=np.float32).reshape(x.shape) % 7 - 3)
+
+    @jax.jit
+    def everything(x, ct, t):  # in one program, so that each geometry is compiled once
+        values, backward = jax.vjp(pool, x)
+        found = [values, backward(ct)[0], jax.jvp(partial(pool, forward_mode=True), (x,), (t,))[1]]
+        if not least and ties in ("first", "last"):
+            found += jpool.max_pool_with_argmax(x, **arguments_with_rule)
+        return found
+
+    values, gradient, tangent, *places = everything(x, ct, t)
     np.testing.assert_array_equal(values, expected, strict=True)
-    np.testing.assert_array_equal(gradient, oracle.route(x.shape, winners, ct).astype(np.float32), strict=True)
-    event(f"{len(window)} spatial axes, {'some' if None in winners.ravel().tolist() else 'no'} windows of padding")
+    many = max(map(len, winners.ravel()), default=0) > 16
+    close = partial(np.testing.assert_allclose, rtol=1e-6, atol=4) if many else np.testing.assert_array_equal
+    close(gradient, oracle.share(x.shape, winners, ct).astype(np.float32))
+    close(tangent, oracle.gather(winners, t).astype(np.float32))
+    if places:
+        np.testing.assert_array_equal(places[0], expected)
+        np.testing.assert_array_equal(places[1], oracle.flat(winners, x.shape, arguments["channel_axis"]), strict=True)
+    event(f"{len(window)} spatial axes, {ties}")
+    event(
+        "some windows of padding"
+        if any(not any(inside(place, x) for place in each) for each in windows.flat)
+        else "none"
+    )
+
+
+def inside(place, x):
+    return all(0 <= at < size for at, size in zip(place, x.shape, strict=True))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_adaptive_pooling_equals_the_oracle(data):
+    rank = data.draw(st.integers(1, 3))
+    sizes, output = (tuple(data.draw(st.integers(1, 12 // rank)) for _ in range(rank)) for _ in range(2))
+    numbers = st.sampled_from([-np.inf, -1.5, 0.0, 2.0, np.inf, np.nan])
+    x = data.draw(hnp.arrays(np.float32, sizes, elements=numbers))
+    expected, winners = oracle.pool(x, oracle.adaptive_windows(x, output, None))
+    ct = np.arange(expected.size, dtype=np.float32).reshape(expected.shape) - 8
+
+    @jax.jit
+    def everything(x, ct):
+        values, backward = jax.vjp(lambda x: jpool.adaptive_max_pool(x, output, channel_axis=None), x)
+        return values, backward(ct)[0], jpool.adaptive_max_pool_with_argmax(x, output, channel_axis=None)[1]
+
+    values, gradient, places = everything(x, ct)
+    np.testing.assert_array_equal(values, expected, strict=True)
+    np.testing.assert_array_equal(gradient, oracle.share(x.shape, winners, ct).astype(np.float32), strict=True)
+    np.testing.assert_array_equal(places, oracle.flat(winners, x.shape, None), strict=True)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_unpooling_any_places_is_adding_there(data):
+    rank = data.draw(st.integers(1, 3))
+    rows, sizes = (tuple(data.draw(st.integers(1, 5)) for _ in range(rank)) for _ in range(2))
+    argmax = data.draw(hnp.arrays(np.int32, rows, elements=st.integers(-1, int(np.prod(sizes)) - 1)))
+    values = np.arange(argmax.size, dtype=np.float32).reshape(rows) + 1
+    expected = np.zeros(np.prod(sizes) + 1, np.float32)
+    np.add.at(expected, argmax, values)  # -1 is the last, which is left out
+    got, backward = jax.vjp(lambda v: jpool.max_unpool(v, argmax, sizes, channel_axis=None), values)
+    np.testing.assert_array_equal(got, expected[:-1].reshape(sizes))
+    ct = np.arange(1, got.size + 1, dtype=np.float32)
+    np.testing.assert_array_equal(backward(ct.reshape(sizes))[0], np.append(ct, 0)[argmax])

@@ -31,14 +31,31 @@ def test_each_command_is_one_line_that_makes_its_own_environment():
         assert purpose in command
 
 
+def bare_signature(function):
+    signature = inspect.signature(function)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
 def test_the_signature_is_the_real_one_and_every_argument_has_its_row():
     shown = re.search(r"^`jpool\.max_pool\((.*)\)`$", README, re.MULTILINE)[1]
-    signature = inspect.signature(jpool.max_pool)
-    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    real = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
-    assert f"({shown})".replace('"', "'") == real
-    for name in signature.parameters:
+    assert f"({shown})".replace('"', "'") == bare_signature(jpool.max_pool)
+    for name in inspect.signature(jpool.max_pool).parameters:
         assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE), name
+
+
+def test_every_function_that_pools_has_its_row_and_its_real_signature():
+    rows = re.findall(r"^\| `(\w+)\((.*?)\)` \| [a-z]", README, re.MULTILINE)
+    assert [name for name in jpool.__all__ if name not in README] == ["Metrics"]
+    for name, shown in rows:
+        if shown == "x, ...":
+            theirs, ours = (
+                inspect.signature(function).parameters for function in (getattr(jpool, name), jpool.max_pool)
+            )
+            assert list(theirs) == list(ours)
+        else:
+            assert f"({shown})".replace('"', "'") == bare_signature(getattr(jpool, name)), name
+    assert len(rows) == 7
 
 
 def test_the_edge_table_has_the_rows_of_the_docstring():

@@ -186,7 +186,7 @@ def test_split_refuses_a_window_that_has_no_small_factors():
 def test_the_smallest_integers_are_found_without_negating(dtype):
     kind = jnp.iinfo(dtype) if dtype != "bool" else None
     low, high = (kind.min, kind.max) if kind else (False, True)
-    x = jnp.asarray([[low, high, high], [high, high, high]]).astype(dtype)
+    x = np.array([[low, high, high], [high, high, high]], jnp.dtype(dtype))
     got = jpool.min_pool(x, (2, 2), padding=((0, 1), (0, 1)), channel_axis=None)
     assert got.dtype == dtype
     assert got.astype(int).tolist() == [[low, high, high], [high, high, high]]

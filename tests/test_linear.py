@@ -1,0 +1,112 @@
+"""A linear map with its transpose, alone: every transformation, and what reverse mode keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpool.linear import Pair, apply
+
+CALLS = []
+
+
+def read(scale, known, x):
+    (at,) = known
+    return x[at] * scale
+
+
+def add(scale, known, ct):
+    (at,) = known
+    CALLS.append("add")
+    return jnp.zeros(4, ct.dtype).at[at].add(ct * scale)
+
+
+PAIR = Pair(read, add, 2)
+AT = jnp.array([1, 1, 3])
+MATRIX = np.array([[0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.float32)
+X = jnp.arange(1.0, 5)
+
+
+def f(x, at=AT):
+    return apply(PAIR, (at,), x)
+
+
+def cube(x):
+    return (f(x) ** 3).sum()
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_value_and_both_jacobians(wrap):
+    np.testing.assert_array_equal(wrap(f)(X), MATRIX @ X)
+    np.testing.assert_array_equal(jax.jacfwd(wrap(f))(X), MATRIX)
+    np.testing.assert_array_equal(jax.jacrev(wrap(f))(X), MATRIX)
+
+
+def test_the_transpose_given_is_the_one_used_and_its_transpose_is_the_map():
+    CALLS.clear()
+    transpose = jax.linear_transpose(f, X)
+    np.testing.assert_array_equal(transpose(jnp.ones(3))[0], MATRIX.T @ np.ones(3))
+    assert CALLS
+    (twice,) = jax.linear_transpose(lambda ct: transpose(ct)[0], jnp.ones(3))(X)
+    np.testing.assert_array_equal(twice, MATRIX @ X)
+    assert PAIR.transpose.transpose == PAIR
+
+
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
+def test_second_derivatives(outer, inner):
+    expected = 6 * MATRIX.T @ np.diag(MATRIX @ X) @ MATRIX
+    np.testing.assert_array_equal(outer(inner(cube))(X), expected)
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "out"), [((0, None), (2, 3)), ((None, 0), (2, 3)), ((0, 0), (2, 3)), ((1, 1), (2, 3))]
+)
+def test_vmap_over_x_what_is_known_or_both(in_axes, out):
+    xs, ats = jnp.stack([X, -X]), jnp.stack([AT, AT[::-1]])
+    arguments = [{0: array, 1: array.T, None: array[0]}[axis] for array, axis in zip((xs, ats), in_axes, strict=True)]
+    each = [(xs[i if in_axes[0] is not None else 0], ats[i if in_axes[1] is not None else 0]) for i in range(2)]
+    np.testing.assert_array_equal(jax.vmap(f, in_axes)(*arguments), [f(x, at) for x, at in each])
+    loss = lambda x, at: (f(x, at) ** 2).sum()  # noqa: E731
+    gradients = jax.jit(jax.vmap(jax.grad(loss), in_axes))(*arguments)
+    np.testing.assert_array_equal(gradients, [jax.grad(loss)(x, at) for x, at in each])
+    total = jax.grad(lambda x: jax.vmap(loss, in_axes)(x, arguments[1]).sum())(arguments[0])
+    summed = sum(jax.grad(loss)(x, at) for x, at in each) if in_axes[0] is None else None
+    if summed is not None:  # one x for all: its gradient is a sum
+        np.testing.assert_array_equal(total, summed)
+
+
+def test_vmap_of_vmap_and_of_jvp():
+    xs = jnp.stack([jnp.stack([X, -X, 2 * X]), jnp.stack([X + 1, X, X])])
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(f))(xs), [[f(x) for x in row] for row in xs])
+    tangents = jax.vmap(lambda x: jax.jvp(f, (X,), (x,))[1])(xs[0])
+    np.testing.assert_array_equal(tangents, [MATRIX @ x for x in xs[0]])
+
+
+def test_reverse_mode_keeps_what_is_known():
+    _, backward = jax.vjp(f, X)
+    saved = [leaf for leaf in jax.tree.leaves(backward) if hasattr(leaf, "nbytes")]
+    assert [(leaf.dtype, leaf.shape) for leaf in saved] == [(AT.dtype, AT.shape)]
+
+
+def test_a_constant_has_no_tangent():
+    assert jax.jvp(lambda t: t * f(X).sum(), (1.0,), (1.0,))[1] == f(X).sum()
+    assert jax.jvp(lambda x: f(x), (jnp.arange(4),), (np.zeros(4, jax.dtypes.float0),))[1].dtype == jax.dtypes.float0
+
+
+def test_inside_shard_map():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    sharded = jax.shard_map(jax.vmap(jax.grad(cube)), mesh=mesh, in_specs=spec, out_specs=spec)
+    xs = jnp.stack([X, -X])
+    np.testing.assert_array_equal(jax.jit(sharded)(xs), jax.vmap(jax.grad(cube))(xs))
+
+
+def test_one_trace_for_one_shape():
+    CALLS.clear()
+    step = jax.jit(jax.grad(cube))
+    for _ in range(3):
+        step(X)
+    before = len(CALLS)
+    step(X + 1)
+    assert len(CALLS) == before
