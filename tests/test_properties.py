@@ -48,7 +48,7 @@ def poolings(draw):
 TIES = ("first", "first", "last", "split", "none")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(poolings(), st.sampled_from(TIES), st.booleans())
 def test_values_gradients_tangents_and_places_equal_the_oracle(pooling, ties, least):
     x, window, arguments = pooling
@@ -115,7 +115,7 @@ def test_adaptive_pooling_equals_the_oracle(data):
 @given(st.data())
 def test_unpooling_any_places_is_adding_there(data):
     rank = data.draw(st.integers(1, 3))
-    rows, sizes = (tuple(data.draw(st.integers(1, 5)) for _ in range(rank)) for _ in range(2))
+    rows, sizes = (tuple(data.draw(st.sampled_from([1, 4])) for _ in range(rank)) for _ in range(2))
     argmax = data.draw(hnp.arrays(np.int32, rows, elements=st.integers(-1, int(np.prod(sizes)) - 1)))
     values = np.arange(argmax.size, dtype=np.float32).reshape(rows) + 1
     expected = np.zeros(np.prod(sizes) + 1, np.float32)

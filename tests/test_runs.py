@@ -1,7 +1,6 @@
 """Runs are the windows, none forgotten and none reading padding; and whoever reads in place or pads finds the same winners."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
@@ -85,26 +84,34 @@ def test_the_way_is_chosen_by_the_geometry_alone():
     assert {name: selects_in_place(geometry(CASES[name])) for name in CHOSEN} == CHOSEN
 
 
-@pytest.mark.parametrize("content", CONTENTS)
+def examples(name):
+    """An example of every content."""
+    rng = np.random.default_rng(len(name))
+    return np.stack([content(rng, CASES[name].shape) for content in CONTENTS.values()])
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_padding_everything_finds_what_reading_in_place_finds(name, content, monkeypatch):
-    case, whole = CASES[name], geometry(CASES[name])
-    x = CONTENTS[content](np.random.default_rng(len(name)), case.shape)
-    expected, homes = oracle.max_pool(x, case.window, **case.arguments)
-    ct = jnp.asarray(np.random.default_rng(1).integers(-9, 10, expected.shape), jnp.float32)
+def test_padding_everything_finds_what_reading_in_place_finds(name, monkeypatch):
+    case, whole, xs = CASES[name], geometry(CASES[name]), examples(name)
+    pooled = [oracle.max_pool(x, case.window, **case.arguments) for x in xs]
+    ct = np.random.default_rng(1).integers(-9, 10, (len(xs), *whole.values_shape)).astype(np.float32)
     monkeypatch.setattr(selection, "selects_in_place", lambda geometry: False)
     monkeypatch.setattr(routing, "in_place", lambda axes: False)
-    values, winners = jax.jit(lambda x: select(whole, x))(x)
-    np.testing.assert_array_equal(values, expected)
-    np.testing.assert_array_equal(winners, winner_numbers(case, x))
-    routed = jax.jit(lambda winners, ct: route(whole, winners, ct))(winners, ct)
-    np.testing.assert_array_equal(routed, oracle.route(x.shape, homes, ct).astype(np.float32))
+
+    @jax.jit
+    @jax.vmap
+    def both(x, ct):
+        values, winners = select(whole, x)
+        return values, winners, route(whole, winners, ct)
+
+    for values, winners, routed, x, (expected, homes), sent in zip(*both(xs, ct), xs, pooled, ct, strict=True):
+        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(winners, winner_numbers(case, x))
+        np.testing.assert_array_equal(routed, oracle.route(x.shape, homes, sent).astype(np.float32))
 
 
-@pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("name", CASES)
-def test_values_without_winners_are_the_same_to_the_bit(name, content):
-    x = CONTENTS[content](np.random.default_rng(len(name)), CASES[name].shape)
+def test_values_without_winners_are_the_same_to_the_bit(name):
     whole = geometry(CASES[name])
-    values, alone = jax.jit(lambda x: (select(whole, x)[0], largest(whole, x)))(x)
+    values, alone = jax.jit(jax.vmap(lambda x: (select(whole, x)[0], largest(whole, x))))(examples(name))
     np.testing.assert_array_equal(np.asarray(alone).view(np.uint32), np.asarray(values).view(np.uint32), strict=True)
