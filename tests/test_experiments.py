@@ -15,7 +15,18 @@ import optax
 import pytest
 
 import jpool
-from experiments import benchmark, convolution, data, figures, lenet, pools, timing, train_digits, training_step
+from experiments import (
+    benchmark,
+    convolution,
+    data,
+    figures,
+    lenet,
+    pools,
+    relatives,
+    timing,
+    train_digits,
+    training_step,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -347,6 +358,23 @@ def test_the_steps_that_are_timed_are_the_same_step(capsys):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, expected.params)
     training_step.main(["--rounds", "1"])
     assert re.search(r"^\| jpool \| \d+\.\d \| 1\.00 \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_relatives_stand_beside_what_does_the_same(capsys, monkeypatch):
+    monkeypatch.setattr(relatives, "IMAGES", (2, 32, 33, 3))
+    x = jnp.asarray(np.random.default_rng(0).permutation(2 * 32 * 33 * 3).reshape(relatives.IMAGES), jnp.float32)
+    values, argmax = jax.vmap(relatives.where)(x)
+    np.testing.assert_array_equal(values, jax.vmap(relatives.lax_pool)(x))
+    unpooled = jax.vmap(lambda v, a: jpool.max_unpool(v, a, (32, 33)))(values, argmax)
+    np.testing.assert_array_equal(unpooled, jax.vmap(relatives.by_scatter)(values, argmax))
+    relatives.main(["--rounds", "1"])
+    rows = re.findall(
+        r"^\| (.*?) \| \d+\.\d\d \| (.*?) \| \d+\.\d\d \| \d+\.\d\d \|$", capsys.readouterr().out, re.MULTILINE
+    )
+    assert {what for what, _ in rows} == set(relatives.questions(x))
+    with pytest.raises(SystemExit):
+        relatives.main(["--rounds", "0"])
+    assert "argument --rounds: must be at least 1; got 0" in capsys.readouterr().err
 
 
 def test_experiments_use_only_what_jpool_exports():

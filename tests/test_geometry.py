@@ -119,6 +119,9 @@ ERRORS = {
     "dates": (np.array([[["2026-11-24"]]], "M8[D]"), {}, TypeError, "x must be an array of numbers.*datetime64"),
     "masked": (np.ma.masked_array(IMAGE, IMAGE == 0), {}, TypeError, "x must be an array of numbers.*MaskedArray"),
     "random keys": (jax.random.split(jax.random.key(0), (6, 6, 1)), {}, TypeError, "x must be an array of numbers.*key<fry>"),
+    "unknown rule": (IMAGE, {"ties": "frist"}, ValueError, "ties must be one of 'first', 'last'.*got 'frist'"),
+    "no rule": (IMAGE, {"ties": None}, TypeError, "ties must be one of 'first', 'last'.*got None of type NoneType"),
+    "int forward_mode": (IMAGE, {"forward_mode": 0}, TypeError, "forward_mode must be True or False; got 0 of type int"),
     "complex": (IMAGE * 1j, {}, TypeError, "x must be an array of real numbers; got dtype complex64.*have no order"),
 }  # fmt: skip
 
@@ -133,7 +136,15 @@ def test_errors_name_the_function_the_argument_and_the_way_out(name, inside_jit)
         jax.jit(lambda: pool(x))() if inside_jit else pool(x)
 
 
-@pytest.mark.parametrize("argument", ["window_shape", "strides", "padding", "window_dilation", "channel_axis"])
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("function", [jpool.min_pool, jpool.max_pool_with_argmax])
+def test_errors_name_the_function_that_was_called(function, name):
+    x, arguments, error, text = ERRORS[name]
+    with pytest.raises(error, match=f"^{function.__name__}: {re.escape(text.split('.*')[0])}"):
+        function(x, **{"window_shape": (2, 2), **arguments})
+
+
+@pytest.mark.parametrize("argument", ["window_shape", "strides", "padding", "window_dilation", "channel_axis", "ties"])
 def test_a_traced_argument_is_refused_with_the_way_out(argument):
     with pytest.raises(TypeError, match=rf"max_pool: {argument} .*static_argnames"):
         jax.jit(lambda x, n: jpool.max_pool(x, **{"window_shape": (2, 2), argument: n}))(IMAGE, 2)
