@@ -137,8 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, calls in questions(x).items():
         ms = timing.medians(calls, rounds)
         ours = ms.pop("jpool")
-        for other, each in ms.items():
-            print(f"| {name} | {ours:.2f} | {other} | {each:.2f} | {ours / each:.2f} |", flush=True)
+        others = [f"{other} | {each:.2f} | {ours / each:.2f}" for other, each in ms.items()] or ["- | - | -"]
+        print(*(f"| {name} | {ours:.2f} | {other} |" for other in others), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def convert_argmax(
         jnp.where(converted < 0, -1, converted + n)
 
     Args:
-      argmax: integers, from `max_pool_with_argmax` and with its layout; -1 stays -1.
+      argmax: integers, from `max_pool_with_argmax` and with its layout; -1 stays -1, and so becomes a place outside the
+        grid where argmax is not known, under `jax.jit` and `jax.vmap`.
       spatial_shape: ints >= 1, the spatial shape of the example that was pooled, not of argmax.
       channels: how many channels it has, >= 1; 1 for `channel_axis=None`.
       to: one of the words above.
@@ -136,8 +137,9 @@ def convert_argmax(
     sizes = arguments.sizes("convert_argmax", "spatial_shape", spatial_shape)
     arguments.channel_axis("convert_argmax", channel_axis)
     arguments.word("convert_argmax", "to", to, NUMBERINGS)
-    (count,) = arguments.per_axis("convert_argmax", "channels", channels, 1, "the number of channels")
-    argmax = index_array("convert_argmax", argmax, sizes, channel_axis)
+    count = arguments.count("convert_argmax", "channels", channels)
+    call = f"jax.vmap(lambda argmax: jpool.convert_argmax(argmax, {sizes}, {count}, to={to!r}))(batch)"
+    argmax = index_array("convert_argmax", call, argmax, sizes, channel_axis)
     given = 1 if channel_axis is None else argmax.shape[channel_axis]
     if count != given:
         raise ValueError(

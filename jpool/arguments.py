@@ -27,7 +27,7 @@ def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
         )
     if not value:
         raise ValueError(f"{function}: {argument} must have at least one spatial axis; got {value!r}.")
-    return per_axis(function, argument, value, len(value), argument)
+    return per_axis(function, argument, value, len(value))
 
 
 def window(function: str, window_shape: Any) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def grid(function: str, argument: str, spatial_shape: tuple[int, ...], channels:
         )
 
 
-def per_axis(function: str, argument: str, value: Any, rank: int, like: str = "window_shape") -> tuple[int, ...]:
+def per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
     """An int >= 1 for every spatial axis, from one int for all or from one for each."""
     if is_int(value):
         value = (value,) * rank
@@ -56,7 +56,7 @@ def per_axis(function: str, argument: str, value: Any, rank: int, like: str = "w
         raise TypeError(f"{function}: {argument} must be an int >= 1 or {rank} of them in a tuple; got {shown(value)}.")
     if len(value) != rank:
         raise ValueError(
-            f"{function}: {argument} must have one entry per spatial axis, {rank} as in {like}; got {value!r}."
+            f"{function}: {argument} must have one entry per spatial axis, {rank} as in window_shape; got {value!r}."
         )
     for entry in value:
         if not is_int(entry):
@@ -64,6 +64,15 @@ def per_axis(function: str, argument: str, value: Any, rank: int, like: str = "w
         if entry < 1:
             raise ValueError(f"{function}: {argument} must hold ints >= 1; got {entry} in {value!r}.")
     return tuple(int(entry) for entry in value)
+
+
+def count(function: str, argument: str, value: Any) -> int:
+    """An int >= 1."""
+    if not is_int(value):
+        raise TypeError(f"{function}: {argument} must be an int >= 1; got {shown(value)}.")
+    if value < 1:
+        raise ValueError(f"{function}: {argument} must be an int >= 1; got {value}.")
+    return int(value)
 
 
 def padding(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
@@ -87,7 +96,8 @@ def padding(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
     for entry in value:
         pair = (entry, entry) if is_int(entry) else entry
         if not isinstance(pair, (tuple, list)) or not all(is_int(side) for side in pair):
-            raise TypeError(f"{function}: padding must be {expected}; got {shown(entry)} in {value!r}.")
+            bad = next((side for side in pair if not is_int(side)), entry) if isinstance(pair, (tuple, list)) else entry
+            raise TypeError(f"{function}: padding must be {expected}; got {shown(bad)} in {value!r}.")
         if len(pair) != 2 or min(pair) < 0:
             raise ValueError(f"{function}: padding must be {expected}; got {entry!r} in {value!r}.")
         pairs.append((int(pair[0]), int(pair[1])))
@@ -148,6 +158,7 @@ def example_shape(
     axis: int | None,
     *,
     name: str = "x",
+    call: str = "",
     empty: bool = False,
 ) -> tuple[int, ...]:
     """The spatial part of the shape of ONE example, whose rank the sizes `given` for the argument `along` must match.
@@ -160,7 +171,7 @@ def example_shape(
         raise ValueError(
             f"{function}: {name} must be ONE example of shape {layout}, which has {rank} axes for {along} {given} and "
             f"channel_axis={axis}; got {len(shape)} axes, shape {shape}. "
-            f"For a batch use jax.vmap: jax.vmap(lambda {name}: jpool.{function}({name}, {given}))(batch)."
+            f"For a batch use jax.vmap: {call or f'jax.vmap(lambda x: jpool.{function}(x, {given}))(batch)'}."
         )
     spatial = spatial_part(shape, axis)
     if 0 in spatial and not empty:

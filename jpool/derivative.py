@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+from jax.custom_derivatives import zero_from_primal
 
 from jpool import linear, parts, routing, selection
 from jpool.geometry import Geometry
@@ -72,9 +72,9 @@ def _route(pooling: Pooling, winners: Winners, ct: jax.Array) -> jax.Array:
     return pooling.route(pooling.static, jax.lax.optimization_barrier(winners), ct)
 
 
-def _tangent(pooling: Pooling, values: jax.Array, winners: Winners, t: jax.Array) -> jax.Array | np.ndarray:
+def _tangent(pooling: Pooling, values: jax.Array, winners: Winners, t: jax.Array) -> jax.Array:
     if t.dtype == jax.dtypes.float0:
-        return np.zeros(values.shape, t.dtype)
+        return zero_from_primal(values)
     known, structure = jax.tree.flatten(winners)
     return linear.apply(linear.Pair(_gathered, _routed, (pooling, structure)), tuple(known), t)
 
@@ -105,8 +105,7 @@ def _values_in_both_modes(pooling: Pooling, x: jax.Array) -> jax.Array:
 @_select.defjvp
 def _select_tangent(pooling: Pooling, primals: Any, tangents: Any) -> Any:
     values, winners = _select(pooling, *primals)
-    no_tangent = jax.tree.map(lambda array: np.zeros(array.shape, jax.dtypes.float0), winners)
-    return (values, winners), (_tangent(pooling, values, winners, *tangents), no_tangent)
+    return (values, winners), (_tangent(pooling, values, winners, *tangents), jax.tree.map(zero_from_primal, winners))
 
 
 @_values_in_both_modes.defjvp

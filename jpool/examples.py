@@ -22,7 +22,7 @@ def real_array(function: str, name: str, x: Any) -> jax.Array:
     try:
         array = jnp.asarray(x)
     except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
-        raise TypeError(f"{unfit}{x.dtype}, which JAX cannot hold.") from error
+        raise TypeError(f"{unfit}{getattr(x, 'dtype', 'unknown')}, which JAX cannot hold.") from error
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{unfit}{array.dtype}.")
     if jnp.iscomplexobj(array):
@@ -33,25 +33,33 @@ def real_array(function: str, name: str, x: Any) -> jax.Array:
     return array
 
 
-def index_array(function: str, argmax: Any, sizes: tuple[int, ...], channel_axis: int | None) -> jax.Array:
-    """Returns argmax, places in a grid of those sizes or -1, as int32, or raises the error that says why not."""
+def index_array(function: str, call: str, argmax: Any, sizes: tuple[int, ...], channel_axis: int | None) -> jax.Array:
+    """Returns argmax, places in a grid of those sizes, as int32; -1 is none, and what is outside if it is not known.
+
+    Raises the error that says why not; `call` is how a batch calls the function.
+    """
     array = real_array(function, "argmax", argmax)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{function}: argmax must be an array of integers, as from max_pool_with_argmax; got dtype {array.dtype}."
         )
-    arguments.example_shape(function, array.shape, "spatial_shape", sizes, channel_axis, name="argmax", empty=True)
+    arguments.example_shape(
+        function, array.shape, "spatial_shape", sizes, channel_axis, name="argmax", call=call, empty=True
+    )
     arguments.grid(function, "spatial_shape", sizes)
+    count = math.prod(sizes)
     if not isinstance(array, jax.core.Tracer):  # known now: what is outside is an error, not lost
-        known = np.asarray(argmax)
-        outside = known[(known < -1) | (known >= math.prod(sizes))]
+        known = argmax if isinstance(argmax, np.ndarray) else np.asarray(array)  # as given: JAX may narrow it
+        known = known if known.dtype.kind == "u" else known.astype(np.int64)
+        outside = known[(known < -1) | (known >= count)] if known.dtype.kind == "i" else known[known >= count]
         if outside.size:
             raise ValueError(
-                f"{function}: argmax must hold places 0 to {math.prod(sizes) - 1} of spatial_shape {sizes}, or -1 for "
-                f"none; got {outside.flat[0]}. Give the shape that was pooled, and places counted per channel and "
-                "example (torch's convention)."
+                f"{function}: argmax must hold places 0 to {count - 1} of spatial_shape {sizes}, or -1 for none; got "
+                f"{outside.flat[0]}. Give the shape that was pooled, and places counted per channel and example "
+                "(torch's convention)."
             )
-    return array.astype(jnp.int32)
+    wide = array if array.dtype.itemsize > 4 else array.astype(jnp.int32)  # what wraps around is negative
+    return jnp.where((wide >= 0) & (wide <= count - 1), wide, -1).astype(jnp.int32)
 
 
 def channels_last(array: jax.Array, channel_axis: int | None) -> jax.Array:

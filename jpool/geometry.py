@@ -170,12 +170,14 @@ def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode
         output = -(-size // stride)
         total = max((output - 1) * stride + span - size, 0)
         low = (total + 1) // 2 if pad == "SAME_LOWER" else total // 2
-        return Axis(size, window, stride, dilation, low, output), size + total
-    low, high = pad if isinstance(pad, tuple) else (0, 0)
-    padded = size + low + high
-    output = (padded - span) // stride + 1
-    if ceil_mode:
-        output = -(-(padded - span) // stride) + 1
-        if (output - 1) * stride >= size + low:  # the last window would start beyond the input
-            output -= 1
-    return Axis(size, window, stride, dilation, low, output), padded
+        padded = size + total
+    else:
+        low, high = pad if isinstance(pad, tuple) else (0, 0)
+        padded = size + low + high
+        output = (padded - span) // stride + 1
+        if ceil_mode:
+            output = -(-(padded - span) // stride) + 1
+            if (output - 1) * stride >= size + low:  # the last window would start beyond the input
+                output -= 1
+    # One window has no next one, and its stride may be anything: at its own extent, every element asks it alone.
+    return Axis(size, window, stride if output > 1 else span, dilation, low, output), padded

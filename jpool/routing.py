@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import zero_from_primal
 
 from jpool.geometry import Axis, Geometry
 from jpool.runs import Run, in_place
@@ -127,7 +128,7 @@ def _in_one_pass(routed: jax.Array, inner: jax.Array) -> Arrays:
 @_in_one_pass.defjvp
 def _in_one_pass_tangent(primals: Arrays, tangents: Arrays) -> Any:
     """Returning arrays as they are has itself for a derivative; JAX has none for a reduction of two operands."""
-    return _in_one_pass(*primals), (tangents[0], np.zeros(primals[1].shape, jax.dtypes.float0))
+    return _in_one_pass(*primals), (tangents[0], zero_from_primal(primals[1]))
 
 
 def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:

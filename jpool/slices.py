@@ -26,9 +26,9 @@ def read_tap(axes: Sequence[Axis], tap: Sequence[int], array: jax.Array) -> jax.
 
 
 def storage(dtype: np.dtype) -> np.dtype:
-    """How arrays of a dtype are kept: floats of 16 and 8 bits as their bits, for XLA:CPU makes wide copies of them."""
-    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-    return np.dtype(f"uint{8 * dtype.itemsize}") if narrow else dtype
+    """How arrays of a dtype are kept: floats of up to 16 bits as their bits, for XLA:CPU makes wide copies of them."""
+    bits = jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 0
+    return jnp.dtype(f"uint{bits}") if bits in (4, 8, 16) else dtype
 
 
 def stored(array: jax.Array, dtype: np.dtype) -> jax.Array:

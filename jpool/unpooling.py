@@ -72,7 +72,8 @@ def max_unpool(
     """
     sizes = arguments.sizes("max_unpool", "spatial_shape", spatial_shape)
     arguments.channel_axis("max_unpool", channel_axis)
-    argmax = index_array("max_unpool", argmax, sizes, channel_axis)
+    call = f"jax.vmap(lambda values, argmax: jpool.max_unpool(values, argmax, {sizes}))(values, argmax)"
+    argmax = index_array("max_unpool", call, argmax, sizes, channel_axis)
     values = real_array("max_unpool", "values", values)
     if values.shape != argmax.shape:
         raise ValueError(
@@ -95,9 +96,8 @@ def _read(sizes: tuple[int, ...], known: Arrays, t: jax.Array) -> jax.Array:
     if argmax.size == 0:
         return jnp.zeros(argmax.shape, t.dtype)
     at = argmax.reshape(-1, channels)
-    inside = (at >= 0) & (at < count)
-    read = jnp.take_along_axis(t.reshape(count, channels), jnp.where(inside, at, 0), axis=0, mode="clip")
-    return jnp.where(inside, read, jnp.zeros((), t.dtype)).reshape(argmax.shape)
+    read = jnp.take_along_axis(t.reshape(count, channels), at, axis=0, mode="clip")
+    return jnp.where(at >= 0, read, jnp.zeros((), t.dtype)).reshape(argmax.shape)
 
 
 def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Arr
     if argmax.size == 0:
         return jnp.zeros(shape, values.dtype)
     asked = [_rows(argmax, axis, sizes) for axis in range(len(sizes))]
-    most = [rows.number.max() for rows in asked]
+    most = [jnp.maximum(rows.number.max(), 1) for rows in asked]
     place = lax.broadcast_in_dim(lax.iota(jnp.int32, math.prod(sizes)).reshape(sizes), shape, range(len(sizes)))
 
     def add(turn: jax.Array, total: jax.Array) -> jax.Array:
@@ -120,8 +120,9 @@ def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Arr
             exists = exists & lax.broadcast_in_dim(nth < rows.number, shape, [axis])
         return total + jnp.where(exists & (at == place), sent, jnp.zeros((), sums.dtype))
 
-    turns = reduce(lax.mul, most)
-    return lax.fori_loop(jnp.zeros_like(turns), turns, add, jnp.zeros(shape, sums.dtype)).astype(values.dtype)
+    # The first turn stands outside the loop: where windows do not overlap it is the only one.
+    once = add(jnp.int32(0), jnp.zeros(shape, sums.dtype))
+    return lax.fori_loop(1, reduce(lax.mul, most), add, once).astype(values.dtype)
 
 
 class Rows(NamedTuple):
@@ -133,8 +134,7 @@ class Rows(NamedTuple):
 
 def _rows(argmax: jax.Array, axis: int, sizes: tuple[int, ...]) -> Rows:
     size, apart = sizes[axis], math.prod(sizes[axis + 1 :])
-    at = (argmax // apart) % size
-    inside = (argmax >= 0) & (argmax < math.prod(sizes))
+    at, inside = (argmax // apart) % size, argmax >= 0
     others = tuple(i for i in range(argmax.ndim) if i != axis)
     least = jnp.where(inside, at, size).min(others)
     greatest = jnp.where(inside, at, -1).max(others)

@@ -131,6 +131,22 @@ def test_converted_places(axis, to, number):
     assert 0 < seen < winners.size
 
 
+def test_a_place_outside_becomes_none_where_it_is_not_known():
+    convert = jax.jit(lambda a: jpool.convert_argmax(a, (4, 5), 1, to="onnx_column_major"))
+    assert convert(jnp.array([[[7, 20, -5]]]).reshape(1, 3, 1)).ravel().tolist() == [2 * 4 + 1, -1, -1]
+    with jax.enable_x64(True):
+        assert convert(jnp.array([[[2**32 + 7]]])).item() == -1
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8", "int16", "uint32", "int64", "uint64"])
+def test_places_of_every_integer_dtype(dtype):
+    places = np.array([[[5]]], jnp.dtype(dtype))
+    assert jpool.convert_argmax(places, (30, 30), 1, to="tensorflow").item() == 5
+    if jnp.iinfo(dtype).max > 900:
+        with pytest.raises(ValueError, match=f"argmax must hold places 0 to 899 .* got {jnp.iinfo(dtype).max}"):
+            jpool.convert_argmax(np.full((1, 1, 1), jnp.iinfo(dtype).max, dtype), (30, 30), 1, to="tensorflow")
+
+
 def test_conversion_of_volumes_and_lines():
     volume = np.ravel_multi_index((1, 2, 3), (2, 3, 4))
     where = np.full((1, 1, 1, 1), volume, np.int32)
@@ -157,7 +173,7 @@ ONE = np.zeros((1, 1, 2), np.int32)
         ((ONE, (4, 5), 2, "caffe"), ValueError, "to must be one of 'tensorflow', 'onnx', 'onnx_column_major'; got 'caffe'"),
         ((ONE, (4, 5), 2, None), TypeError, "to must be one of .*; got None of type NoneType"),
         ((ONE, (4, 5), 3, "onnx"), ValueError, r"channels must be the number of channels of argmax, 2 for shape \(1, 1, 2\).*; got 3"),
-        ((ONE, (4, 5), 0, "onnx"), ValueError, "channels must hold ints >= 1; got 0"),
+        ((ONE, (4, 5), 0, "onnx"), ValueError, "channels must be an int >= 1; got 0"),
         ((ONE, (4, 5), 2.0, "onnx"), TypeError, "channels must be an int >= 1"),
         ((ONE, 4, 2, "onnx"), TypeError, "spatial_shape must be a tuple of ints >= 1.*got 4 of type int"),
         ((ONE, (4, 5, 6), 2, "onnx"), ValueError, r"argmax must be ONE example .* 4 axes for spatial_shape \(4, 5, 6\)"),

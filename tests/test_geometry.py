@@ -62,6 +62,20 @@ def test_the_channel_axis_is_an_axis_with_a_window_of_one():
     assert last.taps == 6
 
 
+def test_the_stride_of_a_single_window_is_its_own_extent():
+    options = {"window_dilation": 2, "ceil_mode": False, "channel_axis": None}
+    for stride in (1, 3, 10**6):
+        for padding in ("VALID", "SAME") if stride > 9 else ("VALID",):
+            (axis,) = resolve("max_pool", (9,), (5,), stride, padding, **options).axes
+            assert (axis.output, axis.stride) == (1, 9)
+
+
+def test_a_huge_stride_costs_nothing():
+    x = np.zeros((4, 4), np.float32)
+    gradient = jax.grad(lambda x: jpool.max_pool(x, (2, 2), 10**9, channel_axis=None).sum())(x)
+    assert gradient.sum() == gradient[0, 0] == 1
+
+
 def test_numpy_integers_and_lists_are_the_same_geometry():
     spelled = sizes((9, 9), [np.int64(3), np.uint8(3)], [np.int32(2), 2], [[np.int16(1), 1], np.int8(0)])
     assert spelled == sizes((9, 9), (3, 3), (2, 2), ((1, 1), (0, 0)))

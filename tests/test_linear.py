@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jpool
 from jpool.linear import Pair, apply
 
 CALLS = []
@@ -94,12 +95,28 @@ def test_a_constant_has_no_tangent():
     assert jax.jvp(lambda x: f(x), (jnp.arange(4),), (np.zeros(4, jax.dtypes.float0),))[1].dtype == jax.dtypes.float0
 
 
-def test_inside_shard_map():
+POOLS = {
+    "linear": f,
+    "max_pool": lambda x: jpool.max_pool(x, (2,), channel_axis=None),
+    "forward_mode": lambda x: jpool.max_pool(x, (2,), channel_axis=None, forward_mode=True),
+    "split": lambda x: jpool.max_pool(x, (2,), channel_axis=None, ties="split", forward_mode=True),
+    "with_argmax": lambda x: jpool.max_pool_with_argmax(x, (2,), channel_axis=None, forward_mode=True)[0],
+    "adaptive": lambda x: jpool.adaptive_max_pool(x, (3,), channel_axis=None, forward_mode=True),
+    "unpool": lambda x: jpool.max_unpool(
+        *jpool.max_pool_with_argmax(x, (2,), channel_axis=None), (4,), channel_axis=None
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_inside_shard_map(name):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
-    sharded = jax.shard_map(jax.vmap(jax.grad(cube)), mesh=mesh, in_specs=spec, out_specs=spec)
+    cubed = lambda x: (POOLS[name](x) ** 3).sum()  # noqa: E731
     xs = jnp.stack([X, -X])
-    np.testing.assert_array_equal(jax.jit(sharded)(xs), jax.vmap(jax.grad(cube))(xs))
+    for function in (POOLS[name], jax.grad(cubed), jax.hessian(cubed)):
+        sharded = jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec)
+        np.testing.assert_array_equal(jax.jit(sharded)(xs), jax.vmap(function)(xs))
 
 
 def test_one_trace_for_one_shape():

@@ -148,6 +148,18 @@ def test_floats_of_every_width(dtype):
         np.testing.assert_array_equal(np.asarray(gradient, np.float64), routed)
 
 
+def test_floats_of_four_bits():
+    x = jnp.asarray([[0.5, -6, 6, 1], [3, 4, -1, 1]]).astype("float4_e2m1fn")
+    values, backward = jax.vjp(lambda x: pool(x, (2, 3), padding=1), x)
+    expected, winners = oracle.max_pool(np.asarray(x, np.float32), (2, 3), padding=1, channel_axis=None)
+    expected = np.where(np.isinf(expected), -6, expected)  # there is no infinity
+    np.testing.assert_array_equal(values.astype(jnp.float32), expected)
+    (gradient,) = backward(jnp.full(values.shape, 0.5, x.dtype))
+    np.testing.assert_array_equal(
+        gradient.astype(jnp.float32), oracle.route(x.shape, winners, np.full(values.shape, 0.5)).clip(max=6)
+    )
+
+
 def test_float64_distinguishes_what_float32_cannot():
     with jax.enable_x64(True):
         values, gradient = value_and_gradient(np.array([1.0, 1.0 + 1e-12]), (2,))

@@ -226,7 +226,7 @@ def test_a_place_outside_is_refused_when_known_and_dropped_when_not():
     [
         ({"spatial_shape": 6}, TypeError, "spatial_shape must be a tuple of ints >= 1.*got 6 of type int"),
         ({"spatial_shape": (6, 0)}, ValueError, "spatial_shape must hold ints >= 1; got 0"),
-        ({"spatial_shape": (2, 3, 4)}, ValueError, r"argmax must be ONE example .*4 axes for spatial_shape \(2, 3, 4\).*jax.vmap\(lambda argmax: jpool.max_unpool"),
+        ({"spatial_shape": (2, 3, 4)}, ValueError, r"argmax must be ONE example .*4 axes for spatial_shape \(2, 3, 4\).*jax.vmap\(lambda values, argmax: jpool.max_unpool"),
         ({"spatial_shape": (2**16, 2**16)}, ValueError, r"spatial_shape must have at most 2\*\*31 elements"),
         ({"values": np.zeros((2, 2, 3))}, ValueError, r"values must have the shape of argmax, \(2, 2, 2\), a place for every value; got \(2, 2, 3\)"),
         ({"values": None}, TypeError, "values must be a JAX or NumPy array; got NoneType"),
