@@ -171,7 +171,8 @@ def example_shape(
         raise ValueError(
             f"{function}: {name} must be ONE example of shape {layout}, which has {rank} axes for {along} {given} and "
             f"channel_axis={axis}; got {len(shape)} axes, shape {shape}. "
-            f"For a batch use jax.vmap: {call or f'jax.vmap(lambda x: jpool.{function}(x, {given}))(batch)'}."
+            f"For a batch use jax.vmap: {call or f'jax.vmap(lambda x: jpool.{function}(x, {given}, ...))(batch)'}."
+            + (" spatial_shape leaves out batch and channels." if along == "spatial_shape" else "")
         )
     spatial = spatial_part(shape, axis)
     if 0 in spatial and not empty:
@@ -194,6 +195,8 @@ def is_int(value: Any) -> bool:
 def shown(value: Any) -> str:
     """The value and its type, for an error text; an array, traced ones above all, gets the way out beside it."""
     text = f"{value!r} of type {type(value).__name__}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if type(value).__module__ == "numpy":
+        text += " (take Python's own numbers, tuples and words)"
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
         text += " (it must be known before tracing: under jax.jit close over it, or name it in static_argnames)"
     return text

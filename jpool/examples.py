@@ -25,6 +25,8 @@ def real_array(function: str, name: str, x: Any) -> jax.Array:
         raise TypeError(f"{unfit}{getattr(x, 'dtype', 'unknown')}, which JAX cannot hold.") from error
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{unfit}{array.dtype}.")
+    if jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).bits < 4:
+        raise TypeError(f"{unfit}{array.dtype}, which XLA does not compare: take int8 or uint8.")
     if jnp.iscomplexobj(array):
         raise TypeError(
             f"{function}: {name} must be an array of real numbers; got dtype {array.dtype}. Complex numbers have no "

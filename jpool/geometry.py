@@ -133,8 +133,8 @@ def pooled_shape(
 
     Example:
       >>> import jpool
-      >>> jpool.pooled_shape((112, 112), (3, 3), 2, 1)
-      (56, 56)
+      >>> jpool.pooled_shape((112, 112), (3, 3), 2)
+      (55, 55)
       >>> jpool.pooled_shape((112, 112), (3, 3), 2, ceil_mode=True)
       (56, 56)
     """

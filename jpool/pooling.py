@@ -24,7 +24,7 @@ def max_pool(
     """Takes the maximum of every window of ONE example, and sends each cotangent back to the element that won.
 
     A batch is `jax.vmap(lambda x: jpool.max_pool(x, ...))(batch)`; every example is then pooled, and differentiated, by
-    itself. Works under jit, vmap, grad, scan, cond, remat, and for second derivatives, in any nesting.
+    itself. Works under jit, vmap, grad, scan, cond, remat, and for gradients of gradients, in any nesting.
 
     Which element wins a window decides its value and its gradient alike:
 
@@ -32,7 +32,7 @@ def max_pool(
     tie                                       the first in row-major order wins (torch's and Caffe's rule); see `ties`
     NaN                                       propagates; the first NaN of the window wins
     -inf, or the lowest integer               a real element always beats padding, so no cotangent is lost
-    window with no real element               the value is the lowest of the dtype (-inf for floats); no gradient
+    window with no real element               the value is the lowest of the dtype (-inf where it has one); no gradient
     16-bit and 8-bit floats                   where windows overlap, gradients add up in float32 and are rounded once
     integers, unsigned, bool                  pooled exactly; not differentiable, as everywhere in JAX
     subnormal numbers                         compared as the device compares them (XLA:CPU and TPU: equal to zero)
@@ -69,7 +69,7 @@ def max_pool(
           tie, or with a NaN, is lost: after relu that is every window of zeros.
 
         Under every rule but "none" the first NaN takes all, and the gradient of a window with a real element sums to
-        its cotangent.
+        its cotangent (split: but for rounding).
       forward_mode: whether to allow forward mode, too.
 
     Returns:
@@ -117,7 +117,7 @@ def min_pool(
     ========================================  =========================================================================
     tie, NaN                                  as in `max_pool`: the first of them wins, or who `ties` says
     inf, or the highest integer               a real element always beats padding, so no cotangent is lost
-    window with no real element               the value is the highest of the dtype (inf for floats); no gradient
+    window with no real element               the value is the highest of the dtype (inf where it has one); no gradient
     ========================================  =========================================================================
 
     Args:

@@ -164,10 +164,11 @@ class Phases:
 
     def __init__(self, counts: Sequence[int], strides: Sequence[int]) -> None:
         """Takes one count and one stride for every axis of the array."""
-        self.whole = [count * stride for count, stride in zip(counts, strides, strict=True)]
-        pairs = [(count, stride) if stride > 1 else (count,) for count, stride in zip(counts, strides, strict=True)]
-        self.shape = [n for pair in pairs for n in pair]
-        self.counts = [sum(map(len, pairs[:i])) for i in range(len(pairs))]
+        self.pairs = [
+            (count, stride) if stride > 1 else (count,) for count, stride in zip(counts, strides, strict=True)
+        ]
+        self.shape = [n for pair in self.pairs for n in pair]
+        self.counts = [sum(map(len, self.pairs[:i])) for i in range(len(self.pairs))]
         self.phases = [i for i in range(len(self.shape)) if i not in self.counts]
 
     def spread(self, array: jax.Array) -> jax.Array:
@@ -185,8 +186,11 @@ class Phases:
         return lax.full(self.shape, number, dtype)
 
     def interleaved(self, array: jax.Array) -> jax.Array:
-        """The array with one axis for each count and its stride."""
-        return array.reshape(self.whole)
+        """The array with one axis for each count and its stride; one by one, which JAX follows where it is sharded."""
+        for i, pair in enumerate(self.pairs):
+            if len(pair) > 1:
+                array = array.reshape(*array.shape[:i], pair[0] * pair[1], *array.shape[i + 2 :])
+        return array
 
 
 def _taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:

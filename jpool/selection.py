@@ -99,7 +99,7 @@ def _select_step(geometry: Geometry, step: Step, padding: np.ndarray, found: Arr
     def compute(chosen: Sequence[Run]) -> Arrays:
         candidates = _candidates(geometry, step, padding.dtype, dtype, chosen, found)
         value, winner = reduce(partial(_better, geometry), candidates)
-        if geometry.ties == "split" or step.none == geometry.taps:
+        if geometry.ties == "split" or step == steps(geometry)[-1]:
             winner = _settled(numbered, padding, value, winner, in_place)
         # Runs at an edge are small, and cheaper to compile into the loop that joins them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))

@@ -66,7 +66,7 @@ def _axis_by_axis(geometry: Geometry) -> Iterator[Step]:
 
 def _along(axis: Axis, once: bool) -> Iterator[tuple[Axis, int, int]]:
     """The steps along one axis. Only the first one meets the padding."""
-    if axis.window == 1 and axis.stride == 1 and not axis.overhangs:
+    if axis.window == 1 and axis.output == axis.size and not axis.overhangs:
         return
     disjoint = axis.output == 1 or axis.stride >= axis.window * axis.dilation
     side_by_side = once or (disjoint and largest_prime(axis.window) <= AXIS_TAPS)

@@ -41,6 +41,7 @@ def max_unpool(
     a place outside the grid                  an error where argmax is known, skipped like -1 under `jax.jit` and
                                               `jax.vmap`, where it is not
     16-bit and 8-bit floats                   add up in float32 and are rounded once
+    integers                                  add up and wrap around, as everywhere in JAX
     ========================================  =========================================================================
 
     Linear in values, and differentiable in both modes to any order: the gradient of values reads the cotangent at

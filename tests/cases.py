@@ -71,6 +71,19 @@ CASES = {
     "five_by_five_strided": Case(
         "axis by axis, with stride", (14, 13, 2), (5, 5), {"strides": (3, 2), "padding": ((1, 2), 2)}
     ),
+    "one_row_strided": Case(
+        "an axis that only strides, before one in steps",
+        (8, 14, 2),
+        (1, 11),
+        {"strides": (3, 2), "padding": ((1, 0), 2)},
+    ),
+    "one_row_padded": Case(
+        "an axis that only hangs over, before two in steps",
+        (3, 7, 8),
+        (1, 4, 4),
+        {"padding": (1, 1, 2), "strides": (1, 2, 3), "channel_axis": None},
+    ),
+    "one_column_once": Case("one column of windows in steps", (40, 5, 1), (10, 1), {"strides": (10, 5)}),
     "long_line": Case("blocks that overlap", (64, 1), (31,), {"padding": 15}),
     "long_strided": Case(
         "blocks, stride, dilation, uneven padding",

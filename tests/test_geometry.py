@@ -97,7 +97,7 @@ ERRORS = {
     "zero window": (IMAGE, {"window_shape": (2, 0)}, ValueError, "window_shape must hold ints >= 1; got 0 in (2, 0)"),
     "negative window": (IMAGE, {"window_shape": (-2, 2)}, ValueError, "window_shape must hold ints >= 1; got -2"),
     "word as window": (IMAGE, {"window_shape": "22"}, TypeError, "window_shape must be a tuple of ints >= 1.*got '22'"),
-    "array as window": (IMAGE, {"window_shape": np.array([2, 2])}, TypeError, "window_shape must be a tuple.*static_argnames"),
+    "array as window": (IMAGE, {"window_shape": np.array([2, 2])}, TypeError, "window_shape must be a tuple.*of type ndarray (take Python's own numbers, tuples and words)"),
     "large window": (IMAGE, {"window_shape": (7, 2)}, ValueError,
                      "window_shape (7, 2) is larger than the padded input along spatial axis 0.*spans 7 elements.*has 6 "),
     "large dilated window": (IMAGE, {"window_dilation": 6}, ValueError, "window_shape (2, 2) is larger than the padded input.*spans 7 elements"),
@@ -136,6 +136,7 @@ ERRORS = {
     "unknown rule": (IMAGE, {"ties": "frist"}, ValueError, "ties must be one of 'first', 'last'.*got 'frist'"),
     "no rule": (IMAGE, {"ties": None}, TypeError, "ties must be one of 'first', 'last'.*got None of type NoneType"),
     "int forward_mode": (IMAGE, {"forward_mode": 0}, TypeError, "forward_mode must be True or False; got 0 of type int"),
+    "two bits": (IMAGE.astype(jnp.int2), {}, TypeError, "x must be an array of numbers.*int2, which XLA does not compare: take int8"),
     "complex": (IMAGE * 1j, {}, TypeError, "x must be an array of real numbers; got dtype complex64.*have no order"),
 }  # fmt: skip
 
