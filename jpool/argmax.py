@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jpool import arguments
 from jpool.derivative import pool_with_argmax, regular
@@ -147,7 +148,7 @@ def convert_argmax(
             f"channel_axis={channel_axis}; got {count}."
         )
     arguments.grid("convert_argmax", "spatial_shape", sizes, count)
-    channel = 0 if channel_axis is None else _along(argmax.ndim, channel_axis, count)
+    channel = 0 if channel_axis is None else lax.broadcasted_iota(jnp.int32, argmax.shape, channel_axis % argmax.ndim)
     place = jnp.unravel_index(jnp.maximum(argmax, 0), sizes)
     order, shape = {
         "tensorflow": ((*place, channel), (*sizes, count)),
@@ -158,8 +159,3 @@ def convert_argmax(
     for index, size in zip(order, shape, strict=True):
         number = number * size + index
     return jnp.where(argmax < 0, -1, number)
-
-
-def _along(rank: int, axis: int, count: int) -> jax.Array:
-    """0, 1, .. along one axis of an array of that rank."""
-    return jnp.arange(count, dtype=jnp.int32).reshape([count if i == axis % rank else 1 for i in range(rank)])

@@ -76,9 +76,7 @@ def channels_back(array: jax.Array, channel_axis: int | None) -> jax.Array:
 
 def places(example_shape: tuple[int, ...], channel_axis: int | None) -> jax.Array:
     """The flat row-major place of every element in the spatial grid of its channel, int32."""
-    spatial = list(example_shape)
-    if channel_axis is not None:
-        spatial.pop(channel_axis)
+    spatial = arguments.spatial_part(example_shape, channel_axis)
     grid = lax.iota(jnp.int32, math.prod(spatial)).reshape(spatial)
     axes = [i for i in range(len(example_shape)) if channel_axis is None or i != channel_axis % len(example_shape)]
     return lax.broadcast_in_dim(grid, example_shape, axes)

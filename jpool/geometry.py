@@ -158,9 +158,13 @@ def with_channels(axes: list[Axis], shape: tuple[int, ...], channel_axis: int | 
     """The spatial axes, and among them the channel axis of an array of that shape."""
     if channel_axis is None:
         return tuple(axes)
-    channels = shape[channel_axis]
-    alone = Axis(channels, 1, 1, 1, 0, channels)
-    return (alone, *axes) if channel_axis == 0 else (*axes, alone)
+    channels = alone(shape[channel_axis])
+    return (channels, *axes) if channel_axis == 0 else (*axes, channels)
+
+
+def alone(size: int) -> Axis:
+    """An axis along which every element is a window by itself."""
+    return Axis(size, 1, 1, 1, 0, size)
 
 
 def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode: bool) -> tuple[Axis, int]:

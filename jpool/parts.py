@@ -20,7 +20,7 @@ import jax
 from jax import lax
 
 from jpool import routing, selection
-from jpool.geometry import Axis, Geometry
+from jpool.geometry import Axis, Geometry, alone
 from jpool.slices import Winners, wide
 
 AllWinners = tuple[tuple[Winners, ...], ...]  # of every pass, of every part
@@ -50,7 +50,7 @@ def parts_of(shape: Sequence[int], outputs: Sequence[int]) -> Parts:
     for i in reversed(range(len(sizes))):
         if outputs[i] != sizes[i]:
             groups = math.gcd(sizes[i], outputs[i])  # no window lies in two of them
-            before, after = (_alone(sizes[:i]) + _alone([groups]), _alone(sizes[i + 1 :]))
+            before, after = [alone(size) for size in [*sizes[:i], groups]], [alone(size) for size in sizes[i + 1 :]]
             found = _regular(sizes[i] // groups, outputs[i] // groups)
             passes.append(Pass(i, groups, tuple(Part(at, Geometry((*before, axis, *after))) for at, axis in found)))
             sizes[i] = outputs[i]
@@ -102,26 +102,18 @@ def _regular(size: int, output: int) -> Iterator[tuple[int, Axis]]:
     windows = [-(-(i + 1) * size // output) - start for i, start in enumerate(starts)]
     first = 0
     while first < output:
-        after = first + 1
-        stride = starts[after] - starts[first] if after < output else 0
+        stride = starts[first + 1] - starts[first] if first + 1 < output else 0
+        count = 1  # the windows from the first on that are like it; none are where the next begins at the same place
         while (
             stride
-            and after < output
-            and (windows[after], starts[after])
-            == (
-                windows[first],
-                starts[after - 1] + stride,
-            )
+            and first + count < output
+            and windows[first + count] == windows[first]
+            and starts[first + count] == starts[first] + count * stride
         ):
-            after += 1
-        count, window = after - first, windows[first]
+            count += 1
         stride = stride if count > 1 else 1
-        yield starts[first], Axis((count - 1) * stride + window, window, stride, 1, 0, count)
-        first = after
-
-
-def _alone(sizes: Sequence[int]) -> tuple[Axis, ...]:
-    return tuple(Axis(size, 1, 1, 1, 0, size) for size in sizes)
+        yield starts[first], Axis((count - 1) * stride + windows[first], windows[first], stride, 1, 0, count)
+        first += count
 
 
 def _slices(each: Pass, array: jax.Array) -> list[jax.Array]:

@@ -66,7 +66,7 @@ def max_pool(
           (uint8 for up to 7, uint16 up to 15, else uint32; windows of more than 9 taps go axis by axis, with a mask for
           each step). Every side of the window must be a product of numbers up to 31.
         - "none": nobody, the textbook rule J_a = J_m if a > b else 0 read literally. The cotangent of a window with a
-          tie, or with a NaN, is lost: after relu that is every window of zeros.
+          tie, or with a NaN, is lost: after relu that is every window of zeros. uint8 is for up to 254 taps here.
 
         Under every rule but "none" the first NaN takes all, and the gradient of a window with a real element sums to
         its cotangent (split: but for rounding).

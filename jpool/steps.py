@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from jpool.arguments import MOST_TIED, largest_prime
-from jpool.geometry import Axis, Geometry
+from jpool.geometry import Axis, Geometry, alone
 
 DIRECT_TAPS = 9  # windows of up to so many taps are one step
 AXIS_TAPS = 8  # and so are longer windows along one axis
@@ -57,8 +57,7 @@ def _axis_by_axis(geometry: Geometry) -> Iterator[Step]:
     taps = 1
     for i in reversed(range(len(shape))):
         for axis, apart, block in _along(geometry.axes[i], once=geometry.ties == "split"):
-            others = [Axis(size, 1, 1, 1, 0, size) for size in shape]
-            axes = (*others[:i], axis, *others[i + 1 :])
+            axes = (*map(alone, shape[:i]), axis, *map(alone, shape[i + 1 :]))
             yield Step(geometry._replace(axes=axes), apart * taps, block * taps)
             shape[i] = axis.output
         taps *= geometry.axes[i].window

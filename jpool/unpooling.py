@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jpool import arguments
-from jpool.examples import channels_back, channels_last, index_array, real_array
+from jpool.examples import channels_back, channels_last, index_array, places, real_array
 from jpool.linear import Pair, apply
 from jpool.slices import Arrays, wide
 
@@ -110,7 +110,7 @@ def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Arr
         return jnp.zeros(shape, values.dtype)
     asked = [_rows(argmax, axis, sizes) for axis in range(len(sizes))]
     most = [jnp.maximum(rows.number.max(), 1) for rows in asked]
-    place = lax.broadcast_in_dim(lax.iota(jnp.int32, math.prod(sizes)).reshape(sizes), shape, range(len(sizes)))
+    place = places(shape, -1)
 
     def add(turn: jax.Array, total: jax.Array) -> jax.Array:
         sent, at, exists = sums, argmax, jnp.ones((), bool)
