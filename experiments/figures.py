@@ -9,28 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from experiments import lenet
+from experiments import layers, lenet, style
 from experiments.data import Digits
-
-BLUE, RED = "#2e6fe4", "#e4572e"
+from experiments.style import BLUE, RED
 
 
 def learning_curve(history: Sequence[Any], path: Path) -> None:
     """Loss and accuracy by epoch; `history` holds `train_digits.Epoch`s."""
     epochs = np.arange(1, len(history) + 1)
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = style.figure(9, 3.2)
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [epoch.loss for epoch in history], "o-", color=BLUE, markersize=3)
-    left.set(title="loss on the training digits", xlabel="epoch", ylabel="mean cross entropy (nats)", yscale="log")
+    style.tidy(left, "loss on the training digits", xlabel="epoch", ylabel="mean cross entropy (nats)", yscale="log")
     right.plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=RED, markersize=3)
-    right.set(title=f"held-out digits: {history[-1].accuracy:.1%} at the end", xlabel="epoch", ylabel="read right (%)")
+    title = f"held-out digits: {history[-1].accuracy:.1%} at the end"
+    style.tidy(right, title, xlabel="epoch", ylabel="read right (%)")
     for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=100)
+    style.save(figure, path)
 
 
 class Trace(NamedTuple):
@@ -43,34 +40,32 @@ class Trace(NamedTuple):
     routed: np.ndarray  # (24, 24) cotangent of maps
 
 
-def trace(params: lenet.Params, image: jax.Array, label: jax.Array) -> Trace:
+def trace(params: layers.Params, image: jax.Array, label: jax.Array) -> Trace:
     """Runs one digit through the network and back, and keeps the channel that the cotangents say most about."""
     maps = lenet.feature_maps(params, image)
-    pooled, route = jax.vjp(lenet.pool, maps)
-    ct = jax.grad(lambda x: lenet.cross_entropy(lenet.after_pool1(params, x), label))(pooled)
+    pooled, route = jax.vjp(layers.halve, maps)
+    ct = jax.grad(lambda x: layers.cross_entropy(lenet.after_pool1(params, x), label))(pooled)
     (routed,), (won,) = route(ct), route(jnp.ones_like(ct))
     channel = int(jnp.abs(ct).sum((0, 1)).argmax())
     return Trace(*(np.asarray(part[..., channel]) for part in (maps, pooled, won, ct, routed)))
 
 
-def hardest(params: lenet.Params, digits: Digits) -> tuple[np.ndarray, int, int]:
+def hardest(params: layers.Params, digits: Digits) -> tuple[np.ndarray, int, int]:
     """The held-out digit with the largest loss, what it is and what it is read as: it has most to teach."""
     images, labels = digits.test_images[:1000], digits.test_labels[:1000]
     scores = jax.vmap(lenet.logits, (None, 0))(params, jnp.asarray(images) / 255.0)
-    worst = int(jax.vmap(lenet.cross_entropy)(scores, jnp.asarray(labels, int)).argmax())
+    worst = int(jax.vmap(layers.cross_entropy)(scores, jnp.asarray(labels, int)).argmax())
     return images[worst], int(labels[worst]), int(scores[worst].argmax())
 
 
-def routing(params: lenet.Params, digits: Digits, path: Path) -> None:
+def routing(params: layers.Params, digits: Digits, path: Path) -> None:
     """Above, forward: input, feature map, pooled map with its winners. Below, backward: the cotangents on their way."""
     image, label, read = hardest(params, digits)
     seen = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
-    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
+    figure = style.figure(11.5, 7.6)
     (top_left, top_middle, top_right), (bottom_left, bottom_middle, bottom_right) = figure.subplots(2, 3)
 
-    top_left.imshow(image, cmap="gray_r")
-    top_left.set_title(f"1  input, 28 x 28: a {label}, read as a {read}", fontsize=11)
-    top_left.set(xticks=[], yticks=[])
+    style.image(top_left, image, f"1  input, 28 x 28: a {label}, read as a {read}")
     show(top_middle, seen.maps, "gray", "2  feature map of one filter, 24 x 24")
     rows, columns = np.nonzero(seen.won)
     top_middle.plot(columns, rows, ".", color=RED, markersize=4)
@@ -83,17 +78,13 @@ def routing(params: lenet.Params, digits: Digits, path: Path) -> None:
     show(bottom_middle, seen.routed, "RdBu", "5  where they went in the feature map", reach)
     bottom_left.axis("off")
     bottom_left.text(0.0, 1.0, explanation(seen), va="top", fontsize=10.5, linespacing=1.4, in_layout=False)
-    figure.savefig(path, dpi=90)
+    style.save(figure, path)
 
 
 def show(axes: Axes, values: np.ndarray, colours: str, title: str, reach: float | None = None) -> None:
     """An image with the pooling windows drawn over it."""
-    axes.imshow(values, cmap=colours, vmin=None if reach is None else -reach, vmax=reach)
-    edges = np.linspace(0, len(values), 13) - 0.5
-    axes.hlines(edges, -0.5, len(values) - 0.5, color="#88888866", linewidth=0.6)
-    axes.vlines(edges, -0.5, len(values) - 0.5, color="#88888866", linewidth=0.6)
-    axes.set_title(title, fontsize=11)
-    axes.set(xticks=[], yticks=[])
+    style.image(axes, values, title, cmap=colours, vmin=None if reach is None else -reach, vmax=reach)
+    style.windows(axes, len(values), 12)
 
 
 def explanation(seen: Trace) -> str:
@@ -115,7 +106,7 @@ def explanation(seen: Trace) -> str:
 def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
     """For each pool the time of every library as a multiple of jpool's."""
     others = {"lax": RED, "torch": BLUE}
-    figure = Figure(figsize=(9, 0.62 * len(times) + 1.5), layout="constrained")
+    figure = style.figure(9, 0.62 * len(times) + 1.5)
     axes = figure.subplots()
     places = np.arange(len(times))
     for i, (library, colour) in enumerate(others.items()):
@@ -137,4 +128,4 @@ def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=100)
+    style.save(figure, path)

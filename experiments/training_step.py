@@ -17,29 +17,15 @@ import optax
 from jax import lax
 
 import jpool
-from experiments import lenet, timing
-from experiments.convolution import convolve, convolve_by_lax
+from experiments import layers, lenet, timing
+from experiments.convolution import convolve_by_lax
 
 BATCH = 100
-Op = Callable[..., jax.Array]
 
 
 def lax_pool(x: jax.Array) -> jax.Array:
     """What Flax, Equinox and Haiku call."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2, 1), (2, 2, 1), "VALID")
-
-
-def loss_with(pool: Op, convolution: Op) -> Callable[..., jax.Array]:
-    """LeNet's loss of one image, from other parts than `experiments.lenet` takes."""
-
-    def loss(params: lenet.Params, image: jax.Array, label: jax.Array) -> jax.Array:
-        x = image[..., None]
-        for name in ("conv1", "conv2"):
-            x = pool(convolution(x, params[name]["w"]) + params[name]["b"])
-        x = jax.nn.relu(x.reshape(-1) @ params["dense1"]["w"] + params["dense1"]["b"])
-        return lenet.cross_entropy(x @ params["dense2"]["w"] + params["dense2"]["b"], label)
-
-    return loss
 
 
 def mean_step(loss: Callable[..., jax.Array], optimizer: optax.GradientTransformation) -> Callable[..., Any]:
@@ -57,13 +43,20 @@ def mean_step(loss: Callable[..., jax.Array], optimizer: optax.GradientTransform
 def steps(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
     """Every variant, with a state of its own that it goes on training."""
     optimizer = optax.sgd(0.01, momentum=0.9)
-    ours, theirs = loss_with(lenet.pool, convolve), loss_with(lax_pool, convolve_by_lax)
+    ours, mixed, theirs = (
+        layers.loss(network)
+        for network in (
+            lenet.NETWORK,
+            lenet.network(convolve=convolve_by_lax),
+            lenet.network(layers.fixed(lax_pool), convolve_by_lax),
+        )
+    )
     programs = {
         "jpool": jpool.make_train_step(ours, optimizer),
-        "jpool, lax convolution": jpool.make_train_step(loss_with(lenet.pool, convolve_by_lax), optimizer),
+        "jpool, lax convolution": jpool.make_train_step(mixed, optimizer),
         "lax pooling, lax convolution": jpool.make_train_step(theirs, optimizer),
         "jpool, gradient of the mean": mean_step(ours, optimizer),
-        "jpool, lax convolution, gradient of the mean": mean_step(loss_with(lenet.pool, convolve_by_lax), optimizer),
+        "jpool, lax convolution, gradient of the mean": mean_step(mixed, optimizer),
     }
 
     def running(program: Callable[..., Any]) -> timing.Call:

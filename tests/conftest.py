@@ -1,6 +1,13 @@
-"""Silent promotion is an error in every test."""
+"""Silent promotion is an error in every test of the library; experiments are written as their users write."""
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def promotion_as_usual():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -20,7 +20,9 @@ from experiments import (
     convolution,
     data,
     figures,
+    layers,
     lenet,
+    loop,
     pools,
     relatives,
     timing,
@@ -31,10 +33,7 @@ from experiments import (
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def promotion_as_usual():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("promotion_as_usual")
 
 
 def idx(array, dtype_code=8):
@@ -126,7 +125,7 @@ def test_lenet_has_caffes_shapes():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 431_080  # Caffe's LeNet
     image = jnp.zeros((28, 28))
     maps = lenet.feature_maps(params, image)
-    assert (maps.shape, lenet.pool(maps).shape, lenet.logits(params, image).shape) == (
+    assert (maps.shape, layers.halve(maps).shape, lenet.logits(params, image).shape) == (
         (24, 24, 20),
         (12, 12, 20),
         (10,),
@@ -137,7 +136,7 @@ def test_a_shift_moves_the_image_and_loses_nothing_inside():
     image = jnp.zeros((28, 28)).at[10:13, 14].set(jnp.array([1.0, 2.0, 3.0]))
     places = set()
     for key in jax.random.split(jax.random.key(0), 60):
-        moved = train_digits.shift(key, image)
+        moved = loop.shift(key, image)
         assert moved.sum() == 6
         places.add(divmod(int(moved.argmax()), 28))
     assert {row for row, _ in places} == {10, 11, 12, 13, 14}
@@ -147,10 +146,7 @@ def test_a_shift_moves_the_image_and_loses_nothing_inside():
 def test_an_epoch_takes_each_digit_once_and_each_epoch_another_order():
     labels = jnp.arange(100)
     first, again, second = (
-        [
-            np.asarray(labels)
-            for _, labels in train_digits.batches(jax.random.key(seed), jnp.zeros((100, 28, 28)), labels, 30)
-        ]
+        [np.asarray(labels) for _, labels in loop.epoch(jax.random.key(seed), jnp.zeros((100, 28, 28)), labels, 30)]
         for seed in (0, 0, 1)
     )
     assert [len(batch) for batch in first] == [30, 30, 30]
@@ -276,7 +272,7 @@ SMALL_POOLS = {
 }
 
 
-@pytest.mark.parametrize("options", [[], ["--dtype", "bfloat16"], ["--layout", "first"], ["--shapes", "small", "LINE"]])
+@pytest.mark.parametrize("options", [[], ["--dtype", "bfloat16", "--layout", "first", "--shapes", "small", "LINE"]])
 def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "POOLS", SMALL_POOLS)
     files = ["--json", str(tmp_path / "b.json"), "--png", str(tmp_path / "b.png")]
@@ -352,7 +348,7 @@ def test_the_steps_that_are_timed_are_the_same_step(capsys):
     expected, _ = jpool.make_train_step(lenet.loss, optimizer)(
         jpool.TrainState.create(params, optimizer), images, labels
     )
-    other = training_step.loss_with(training_step.lax_pool, convolution.convolve_by_lax)
+    other = layers.loss(lenet.network(layers.fixed(training_step.lax_pool), convolution.convolve_by_lax))
     for step in (jpool.make_train_step(other, optimizer), training_step.mean_step(other, optimizer)):
         state, _ = step(jpool.TrainState.create(params, optimizer), images, labels)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, expected.params)
