@@ -1,7 +1,7 @@
 """The README's table of other libraries, row by row: their call and ours, where they are installed.
 
 What is not installed anywhere, Caffe, and what is too large for a test, TensorFlow, is written out in NumPy from its
-documentation; the real TensorFlow takes the place of that where it is there.
+sources or documentation; the real TensorFlow takes the place of that where it is there.
 """
 
 import importlib.util
@@ -17,6 +17,7 @@ import oracle
 import pytest
 
 import jpool
+from experiments import caffe as in_numpy
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -140,31 +141,20 @@ def of_windows(x, windows):
 
 
 def caffe(code, x):
-    """`PoolingLayer::LayerSetUp`, `Reshape` and `Forward_cpu` of pooling_layer.cpp, written out in loops."""
     options = {"stride": 1, "pad": 0} | dict(re.findall(r"(\w+): (\w+)", code))
     assert options.pop("pool") == "MAX"
     if options.get("global_pooling") == "true":
-        kernel, stride, pad = (H, W), (1, 1), 0
+        options = {"kernel": (H, W)}
     else:
-        kernel, stride, pad = (int(options["kernel_size"]),) * 2, (int(options["stride"]),) * 2, int(options["pad"])
-    pooled = [int(np.ceil((n + 2 * pad - k) / s)) + 1 for n, k, s in zip((H, W), kernel, stride, strict=True)]
-    if pad:
-        pooled = [p - ((p - 1) * s >= n + pad) for p, n, s in zip(pooled, (H, W), stride, strict=True)]
-    values = np.full((*x.shape[:2], *pooled), -np.finfo(np.float32).max, np.float32)
-    mask = np.full(values.shape, -1)
-    for n, c, ph, pw in np.ndindex(*values.shape):
-        begin = [p * s - pad for p, s in zip((ph, pw), stride, strict=True)]
-        end = [min(b + k, size) for b, k, size in zip(begin, kernel, (H, W), strict=True)]
-        for h in range(max(begin[0], 0), end[0]):
-            for w in range(max(begin[1], 0), end[1]):
-                if x[n, c, h, w] > values[n, c, ph, pw]:
-                    values[n, c, ph, pw] = x[n, c, h, w]
-                    mask[n, c, ph, pw] = h * W + w
-    gradient = np.zeros(x.shape, np.float32)
+        options = {
+            name: (int(options[field]),) * 2
+            for name, field in (("kernel", "kernel_size"), ("stride",) * 2, ("pad",) * 2)
+        }
+    pooled = [in_numpy.max_pool(one, **options) for one in x]
+    values, mask = (np.stack(each) for each in zip(*pooled, strict=True))
     ct = cotangent(values.shape)
-    for n, c, ph, pw in np.argwhere(mask >= 0):
-        gradient[(n, c, *np.unravel_index(mask[n, c, ph, pw], (H, W)))] += ct[n, c, ph, pw]
-    return values, mask, gradient
+    gradient = [in_numpy.route(*each, x.shape[1:]) for each in zip(mask, ct, strict=True)]
+    return values, mask, np.stack(gradient)
 
 
 THEIRS = {
