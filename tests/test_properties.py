@@ -48,7 +48,7 @@ def poolings(draw):
 TIES = ("first", "first", "last", "split", "none")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(poolings(), st.sampled_from(TIES), st.booleans())
 def test_values_gradients_tangents_and_places_equal_the_oracle(pooling, ties, least):
     x, window, arguments = pooling
@@ -90,7 +90,7 @@ def inside(place, x):
     return all(0 <= at < size for at, size in zip(place, x.shape, strict=True))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_adaptive_pooling_equals_the_oracle(data):
     rank = data.draw(st.integers(1, 3))
@@ -111,7 +111,7 @@ def test_adaptive_pooling_equals_the_oracle(data):
     np.testing.assert_array_equal(places, oracle.flat(winners, x.shape, None), strict=True)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_unpooling_any_places_is_adding_there(data):
     rank = data.draw(st.integers(1, 3))
