@@ -5,6 +5,7 @@ updates, so that k sub-batches of B / k are one batch of B. Its solvers are chai
 `max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and RMSProp square the mean gradient.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from experiments.command import claim
 
 BATCH = 24
 SPLITS = (1, 2, 4)  # iter_size
-POOLS = {  # size of the image, kernel, stride (Caffe's default is 1), pad
+POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride, pad: by default 1 and 0, here as in Caffe
     "LeNet pool1": (24, 2, 2, 0),
     "LeNet pool2": (8, 2, 2, 0),
     "AlexNet pool1": (55, 3, 2, 0),
@@ -29,6 +30,7 @@ POOLS = {  # size of the image, kernel, stride (Caffe's default is 1), pad
     "CIFAR-10 quick pool1": (32, 3, 2, 0),
     "GoogLeNet pool2": (56, 3, 2, 0),
     "GoogLeNet inception": (28, 3, 1, 1),
+    "no stride given": (14, 3),
     "padded, of odd size": (13, 2, 2, 1),
 }
 
@@ -43,20 +45,20 @@ class Found(NamedTuple):
 def measure(seed: int, steps: int = 60) -> Found:
     """In float64, so that only another arithmetic could make a difference."""
     for name, pool in POOLS.items():
-        check_pool(name, *pool, np.random.default_rng(seed))
+        check_pool(name, np.random.default_rng(seed), *pool)
     with jax.enable_x64(True):
         return check_solvers(seed, steps)
 
 
-def check_pool(name: str, size: int, kernel: int, stride: int, pad: int, rng: np.random.Generator) -> None:
+def check_pool(name: str, rng: np.random.Generator, size: int, kernel: int, *strides_and_pad: int) -> None:
     """Sizes, winners and routing, on an image with many ties."""
     x = np.maximum(rng.integers(-4, 5, (2, size, size)), 0).astype(np.float32)
-    values, mask = caffe.max_pool(x, (kernel,) * 2, (stride,) * 2, (pad,) * 2)
-    pool = jax.jit(lambda x: jpool.max_pool_with_argmax(x, (kernel,) * 2, stride, pad, ceil_mode=True, channel_axis=0))
-    (ours, argmax), back = jax.vjp(pool, x)
+    values, mask = caffe.max_pool(x, (kernel,) * 2, *((each,) * 2 for each in strides_and_pad))
+    pool = partial(jpool.max_pool_with_argmax, ceil_mode=True, channel_axis=0)
+    (ours, argmax), back = jax.vjp(jax.jit(lambda x: pool(x, (kernel,) * 2, *strides_and_pad)), x)
     ct = rng.integers(-9, 10, values.shape).astype(np.float32)
     (routed,) = back((ct, np.zeros(argmax.shape, jax.dtypes.float0)))
-    floor = jpool.pooled_shape((size,), (kernel,), stride, pad)[0]
+    floor = jpool.pooled_shape((size,), (kernel,), *strides_and_pad)[0]
     equal = map(np.array_equal, (ours, argmax, routed), (values, mask, caffe.route(mask, ct, x.shape)))
     rounded = "" if len(values[0]) == floor else f" (not {floor})"
     claim(f"{name}: {size} -> {len(values[0])}{rounded}, values, winners and routing are Caffe's", all(equal))
