@@ -1,7 +1,9 @@
-"""Networks as tuples of layers, each a pure function of (params, ONE example). The batch is somebody else's business.
+"""Networks as tuples of layers, each a pure function of (params, ONE example).
 
-apply(network, params, x) :: the layers one after the other
-loss(network)             :: (params, x, label) -> scalar, which is what jpool lifts to a batch
+    apply :: (network, params, x)   -> scores, layer by layer
+    loss  :: network                -> (params, x, label) -> scalar
+
+The batch is jpool's business, which lifts the loss to it.
 """
 
 from collections.abc import Callable

@@ -79,10 +79,8 @@ def count(name: str, key: jax.Array, images: jax.Array) -> tuple[np.ndarray, flo
     zeros = float((jax.vmap(layers.halve)(jax.nn.relu(maps)) == 0).mean())
     pixels = float(tie_share(jnp.round(images * 255).astype("uint8")))
     print(f"{name}: of the windows of the 8-bit pixels {pixels:.1%} tie, of their feature maps before and after relu:")
-    print(
-        "  "
-        + ", ".join(f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True))
-    )
+    rows = (f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True))
+    print("  " + ", ".join(rows))
     table = np.array(tied)
     few_bits = bool((np.diff(table[:4], axis=0) >= 0).all())
     claim(f"{name}: the fewer bits, the more ties; after relu {zeros:.1%} are 0 all over", few_bits and zeros > 0.15)

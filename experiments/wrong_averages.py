@@ -22,7 +22,7 @@ from experiments.command import claim
 
 BATCH, LEARNING_RATE, MOMENTUM = 100, 0.01, 0.9
 Gradient = Callable[..., layers.Params]
-WAYS: dict[tuple[str, str], Gradient] = {
+WAYS: dict[tuple[str, str], Gradient] = {  # of each network the right way first: the others are compared along it
     ("LeNet", ""): shortcuts.right,
     ("LeNet", "(a)"): shortcuts.averaged_activations,
     ("LeNet", "(b)"): shortcuts.shared_routing,
