@@ -17,7 +17,10 @@ Read the rooms in this order; each imports only from those before it:
     argmax        max_pool_with_argmax, and its places as other libraries number them
     adaptive      adaptive_max_pool and global_max_pool
     unpooling     max_unpool
+    devices       the batch axis over the devices of a mesh, and what is refused there
+    microbatches  a batch in parts, one after the other in one program
     per_example   the gradient of every example by itself, and their mean
+    statistics    what the gradients of a batch have in common, and how they differ
     training      one step of training
 """
 
@@ -26,16 +29,19 @@ from jpool.argmax import convert_argmax, max_pool_with_argmax
 from jpool.geometry import pooled_shape
 from jpool.per_example import mean_over_examples, per_example_value_and_grad
 from jpool.pooling import max_pool, min_pool
+from jpool.statistics import GradientStatistics, gradient_statistics
 from jpool.training import Metrics, TrainState, make_train_step
 from jpool.unpooling import max_unpool
 
 __all__ = [
+    "GradientStatistics",
     "Metrics",
     "TrainState",
     "adaptive_max_pool",
     "adaptive_max_pool_with_argmax",
     "convert_argmax",
     "global_max_pool",
+    "gradient_statistics",
     "make_train_step",
     "max_pool",
     "max_pool_with_argmax",

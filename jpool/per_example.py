@@ -3,20 +3,24 @@
     per_example_value_and_grad(loss) :: (params, *batch)    -> (values (B,), gradients (B, *shape))
     mean_over_examples().update      :: gradients (B, *shape) -> their mean (*shape)
 
-Every example is computed by itself; the mean is taken over gradients, and nowhere before.
+Every example is computed by itself, on one device or on the many of a mesh; the mean is taken over gradients, and
+nowhere before.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-Shape = tuple[int, ...]
+from jpool.devices import Shape, check_batch, check_mesh, over_devices, shapes, share_first_axis, varying
 
 
-def per_example_value_and_grad(loss: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
+def per_example_value_and_grad(
+    loss: Callable[..., Any], *, has_aux: bool = False, mesh: Mesh | None = None, axis_name: str = "data"
+) -> Callable[..., tuple[Any, Any]]:
     """Lifts the loss of ONE example to the values and gradients of every example of a batch, each computed by itself.
 
     Nothing is averaged: what example i sends back through the network depends on example i alone, in a max pooling
@@ -25,15 +29,22 @@ def per_example_value_and_grad(loss: Callable[..., Any], *, has_aux: bool = Fals
     Args:
       loss: `loss(params, *example) -> scalar`, or `-> (scalar, aux)` with `has_aux`; params a pytree of float arrays.
       has_aux: whether loss returns auxiliary data beside the scalar.
+      mesh: the devices to split the examples over, with axes of any kind (Auto or Explicit); None for one device. Every
+        device maps its own examples inside `jax.shard_map`, where they are what one device would make of them.
+      axis_name: the axis of the mesh that the examples are split over; along others, devices do the same.
 
     Returns:
       `f(params, *batch) -> (values, gradients)`, or `-> ((values, aux), gradients)` with `has_aux`. Every array of the
       batch has the examples on its first axis, length B; values has shape (B,), and every leaf of gradients (and aux)
-      the shape of its parameter with a leading B. The memory of gradients is B times that of params.
+      the shape of its parameter with a leading B. The memory of gradients is B times that of params. With a mesh, all
+      that is returned is split over the devices as the examples are. In a `jax.shard_map` of your own, f maps what it
+      is given there, and params need no marking.
 
     Raises:
-      TypeError: loss is not callable.
-      ValueError: (from f) the batch is missing, or its arrays do not share a first axis.
+      TypeError: loss is not callable, or mesh is not a `jax.sharding.Mesh`.
+      ValueError: axis_name is not an axis of mesh. From f: the batch is missing, its arrays do not share a first axis,
+        or the mesh does not divide it; or, without a mesh, the batch lies on several devices or a mesh of several is
+        set as context: JAX's partitioner returns wrong gradients of convolutions there, without a word.
 
     Example:
       >>> import jpool
@@ -48,15 +59,26 @@ def per_example_value_and_grad(loss: Callable[..., Any], *, has_aux: bool = Fals
              [0., 4.],
              [0., 0.]], dtype=float32)
     """
-    if not callable(loss):
-        raise TypeError(f"per_example_value_and_grad: loss must be a function of (params, *example); got {loss!r}.")
-    one_example = jax.value_and_grad(loss, has_aux=has_aux)
+    name = "per_example_value_and_grad"
+    check_loss(name, loss)
+    check_mesh(name, mesh, axis_name)
+
+    def map_examples(params: Any, batch: Any) -> tuple[Any, Any]:
+        return each_example(loss, has_aux)(varying(params, batch), *batch)
+
+    mapped = map_examples if mesh is None else over_devices(map_examples, mesh, axis_name, P(axis_name))
 
     def value_and_grad(params: Any, *batch: Any) -> tuple[Any, Any]:
-        _check_batch(batch)
-        return jax.vmap(one_example, in_axes=(None,) + (0,) * len(batch))(params, *batch)
+        check_batch(name, batch, mesh, axis_name)
+        return mapped(params, batch)
 
     return value_and_grad
+
+
+def each_example(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
+    """`(params, *batch)` -> what `jax.value_and_grad` of the loss returns for every example; nothing is checked."""
+    one_example = jax.value_and_grad(loss, has_aux=has_aux)
+    return lambda params, *batch: jax.vmap(one_example, (None,) + (0,) * len(batch))(params, *batch)
 
 
 def mean_over_examples() -> optax.GradientTransformation:
@@ -86,41 +108,30 @@ def mean_over_examples() -> optax.GradientTransformation:
     """
 
     def update(updates: Any, params: Any) -> Any:
-        if params is not None and _shapes(updates) == _shapes(params):
+        if params is not None and shapes(updates) == shapes(params):
             return updates
-        _check_gradients(_shapes(updates), None if params is None else _shapes(params))
+        _check_gradients(shapes(updates), None if params is None else shapes(params))
         return jax.tree.map(lambda gradient: gradient.mean(axis=0), updates)
 
     return optax.stateless(update)
 
 
-def _check_batch(batch: tuple[Any, ...]) -> None:
-    shapes = _shapes(batch)
-    if not shapes or not _share_first_axis(shapes):
-        raise ValueError(
-            "per_example_value_and_grad: every array of the batch must have the examples on its first axis, as many in "
-            f"each; got arrays of shapes {shapes}."
-        )
+def check_loss(name: str, loss: Any) -> None:
+    """Refuses what cannot be called."""
+    if not callable(loss):
+        raise TypeError(f"{name}: loss must be a function of (params, *example); got {loss!r}.")
 
 
-def _check_gradients(shapes: list[Shape], expected: list[Shape] | None) -> None:
-    if not _share_first_axis(shapes):
+def _check_gradients(found: list[Shape], expected: list[Shape] | None) -> None:
+    if not share_first_axis(found):
         raise ValueError(
             "mean_over_examples: updates must be per-example gradients, every leaf with the same leading axis of "
-            f"examples; got shapes {shapes}."
+            f"examples; got shapes {found}."
         )
-    if any(shape[0] == 0 for shape in shapes):
-        raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {shapes}.")
-    if expected is not None and [shape[1:] for shape in shapes] != expected:
+    if any(shape[0] == 0 for shape in found):
+        raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {found}.")
+    if expected is not None and [shape[1:] for shape in found] != expected:
         raise ValueError(
             "mean_over_examples: updates must have the shapes of params behind a leading axis of examples; got "
-            f"{shapes} for params of shapes {expected}."
+            f"{found} for params of shapes {expected}."
         )
-
-
-def _shapes(tree: Any) -> list[Shape]:
-    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def _share_first_axis(shapes: list[Shape]) -> bool:
-    return all(shapes) and len({shape[0] for shape in shapes}) <= 1

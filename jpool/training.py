@@ -2,17 +2,21 @@
 
     make_train_step(loss, optimizer) :: (state, *batch) -> (state, metrics)
 
-The step is a plain jitted function; the loop around it belongs to its user.
+The step is one compiled program, on one device or many; the loop around it belongs to its user.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from jpool.per_example import mean_over_examples, per_example_value_and_grad
+from jpool.devices import check_mesh, place
+from jpool.per_example import check_loss
+from jpool.statistics import check_examples, check_microbatch_size, gradient_totals
 
 
 class TrainState(NamedTuple):
@@ -38,24 +42,38 @@ class Metrics(NamedTuple):
 
 
 def make_train_step(
-    loss: Callable[..., Any], optimizer: optax.GradientTransformation
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatch_size: int | None = None,
+    mesh: Mesh | None = None,
+    axis_name: str = "data",
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Builds the jitted training step for the loss of ONE example.
+    """Builds the compiled training step for the loss of ONE example.
 
-    The step computes every example's gradient by itself, takes their mean, and hands it to the optimiser once.
+    The step computes every example's gradient by itself, takes their mean, and hands it to the optimiser once. On many
+    devices it is the same step: each adds up the gradients of its own examples, one all-reduce of the size of the
+    parameters makes the mean over all, and every device makes the same update.
 
     Args:
       loss: `loss(params, *example) -> scalar`.
-      optimizer: any optax optimiser, with or without `mean_over_examples` in front; it sees the mean gradient.
+      optimizer: any optax optimiser, with or without `mean_over_examples` in front; it sees the mean gradient. What
+        wants each example's own (clipping, differential privacy) is a chain behind `per_example_value_and_grad`.
+      microbatch_size: how many examples each device takes at a time, None for all of its own; need not divide them.
+      mesh: the devices to split the examples over, as in `per_example_value_and_grad`; None for one device.
+      axis_name: the axis of the mesh that the examples are split over.
 
     Returns:
-      `step(state, *batch) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of the batch has
-      the examples on its first axis. The state is donated: its buffers are reused and must not be read again. Compiled
-      once per shape of the batch.
+      `step(state, *batch, weights=None) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of
+      the batch has the examples on its first axis, and weights (B,) of zeros and ones leave examples out exactly. The
+      state is donated: its buffers are reused and must not be read again. Compiled once per shape of the batch. With
+      a mesh, state and batch may lie anywhere; the state that is returned is on all devices, and an array of the batch
+      that is split over them already is not moved. `step.lower` and the like are those of the compiled function.
 
     Raises:
-      TypeError: loss is not callable, or optimizer is not an optax optimiser.
-      ValueError: (from step) the batch is missing or empty, or its arrays do not share a first axis.
+      TypeError: loss is not callable, optimizer is not an optax optimiser, or mesh is not a `jax.sharding.Mesh`.
+      ValueError: microbatch_size is not an int >= 1, or axis_name not an axis of mesh. From step, before the state is
+        used up: as in `gradient_statistics`.
 
     Example:
       >>> import jpool, optax
@@ -67,19 +85,66 @@ def make_train_step(
       >>> state, metrics = step(state, jnp.array([1.0, 1.0]), jnp.array([2.0, 4.0]))
       >>> print(state.params, state.step, metrics.loss, metrics.gradient_norm)
       1.5 1 10.0 6.0
-    """
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(
-            f"make_train_step: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}."
-        )
-    value_and_grad = per_example_value_and_grad(loss)
-    mean = mean_over_examples()
 
-    def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
-        losses, gradients = value_and_grad(state.params, *batch)
-        gradient, _ = mean.update(gradients, optax.EmptyState(), state.params)
+      Clipping every example by itself is optax's, and so is a differentially private mean: another chain.
+
+      >>> import jax
+      >>> private = optax.contrib.differentially_private_aggregate(l2_norm_clip=1.0, noise_multiplier=0.0, key=0)
+      >>> optimizer = optax.chain(private, optax.sgd(0.25))
+      >>> params, xs, ys = {"w": jnp.array(0.0)}, jnp.array([1.0, 1.0]), jnp.array([2.0, -0.25])
+      >>> each = jpool.per_example_value_and_grad(lambda params, x, y: loss(params["w"], x, y))
+      >>> losses, gradients = each(params, xs, ys)  # -4, which is clipped to -1, and 0.5
+      >>> updates, _ = optimizer.update(gradients, optimizer.init(params))
+      >>> optax.apply_updates(params, updates)["w"]  # 0.25 * (1 - 0.5) / 2
+      Array(0.0625, dtype=float32)
+    """
+    name = "make_train_step"
+    check_loss(name, loss)
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"{name}: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}.")
+    check_mesh(name, mesh, axis_name)
+    check_microbatch_size(name, microbatch_size)
+    totals_and_rows = gradient_totals(loss, microbatch_size, mesh, axis_name, norms=False)
+    check = partial(check_examples, f"{name}'s step", mesh=mesh, axis_name=axis_name)
+
+    def step(state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
+        check(batch, weights)
+        totals, _ = totals_and_rows(state.params, batch, weights)
+        gradient = totals.mean(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), Metrics(losses.mean(), optax.tree.norm(gradient))
+        metrics = Metrics(totals.loss / totals.examples, optax.tree.norm(gradient))
+        return TrainState(params, opt_state, state.step + 1), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return _Step(jax.jit(step, donate_argnums=0), check, mesh, axis_name)
+
+
+class _Step:
+    """The compiled step behind what only the arrays themselves show; all else is the compiled function's."""
+
+    def __init__(self, compiled: Any, check: Callable[..., None], mesh: Mesh | None, axis_name: str) -> None:
+        self._compiled, self._check, self._mesh, self._axis_name = compiled, check, mesh, axis_name
+
+    def __call__(self, state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
+        self._check(batch, weights)
+        if self._mesh is not None:
+            state = _moved(state, self._mesh)
+            batch, weights = place((batch, weights), self._mesh, self._axis_name)
+        return self._compiled(state, *batch, weights=weights)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiled, name)
+
+
+def _moved(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state on all devices; where it was before it is gone, as a donated state is."""
+
+    def move(leaf: Any) -> Any:
+        there = place(leaf, mesh)
+        if there is leaf or isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+            return there
+        there = there.copy()  # or one device's part is the very array that is deleted
+        leaf.delete()
+        return there
+
+    return jax.tree.map(move, state)

@@ -1,0 +1,165 @@
+"""Statistics of gradients against NumPy in float64, and what they are on average."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jpool
+
+RNG = np.random.default_rng(0)
+PARAMS = {"w": RNG.normal(size=(3, 2)), "b": RNG.normal(size=2)}
+XS, YS = RNG.normal(size=(7, 3)), RNG.normal(size=(7, 2))
+
+
+def loss(params, x, y):
+    return jnp.square(jnp.tanh(x @ params["w"] + params["b"]) - y).sum()
+
+
+def by_hand(xs, ys, params=PARAMS):
+    """From the definition, in float64: one example after the other, and the covariance written out."""
+    losses, rows = [], []
+    for x, y in zip(xs, ys, strict=True):
+        h = np.tanh(x @ params["w"] + params["b"])
+        error = 2 * (h - y) * (1 - h**2)
+        losses.append(np.square(h - y).sum())
+        rows.append(np.concatenate([error, np.outer(x, error).ravel()]))  # b before w, as in a dict
+    rows = np.array(rows)
+    trace = np.trace(np.cov(rows.T, ddof=1)) if len(rows) > 1 else np.nan
+    signal = np.square(rows.mean(0)).sum() - trace / len(rows)
+    mean = {"b": rows.mean(0)[:2], "w": rows.mean(0)[2:].reshape(3, 2)}
+    return jpool.GradientStatistics(np.array(losses), np.square(rows).sum(1), mean, trace, signal, trace / signal)
+
+
+def assert_close(found, expected, rtol):
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=rtol), found, expected)
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 2, 3, 7, 100, None])
+def test_against_the_definition(microbatch_size):
+    with jax.enable_x64(True):
+        found = jpool.gradient_statistics(loss, microbatch_size=microbatch_size)(PARAMS, XS, YS)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float64")}
+        assert_close(found, by_hand(XS, YS), 1e-12)
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 2, 7])
+def test_in_float32(microbatch_size):
+    narrow = jax.tree.map(jnp.float32, (PARAMS, XS, YS))
+    found = jpool.gradient_statistics(loss, microbatch_size=microbatch_size)(*narrow)
+    assert_close(found, by_hand(XS, YS), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float64])
+@pytest.mark.parametrize("microbatch_size", [1, 2, 3, None])
+def test_weights_leave_examples_out_whatever_they_hold(dtype, microbatch_size):
+    kept = np.array([1, 0, 1, 1, 0, 0, 1], bool)
+    xs = np.where(kept[:, None], XS, np.nan)
+    with jax.enable_x64(True):
+        found = jpool.gradient_statistics(loss, microbatch_size=microbatch_size)(
+            PARAMS, xs, YS, weights=kept.astype(dtype)
+        )
+        expected = by_hand(XS[kept], YS[kept])
+        assert_close(found[2:], expected[2:], 1e-12)
+        for rows, expected_rows in zip(found[:2], expected[:2], strict=True):
+            assert rows[~kept].tolist() == [0] * 3
+            np.testing.assert_allclose(rows[kept], expected_rows, rtol=1e-12)
+
+
+def test_few_examples_have_no_variance_and_none_no_mean():
+    f = jpool.gradient_statistics(loss)
+    for weights in (None, np.eye(1)[0]):
+        one = f(PARAMS, XS[:1], YS[:1], weights=weights)
+        assert np.isnan(one[3:]).all()
+        assert np.isfinite(one.mean["w"]).all()
+    one = f(PARAMS, XS, YS, weights=np.eye(7)[2])
+    assert np.isnan(one[3:]).all()
+    none = f(PARAMS, XS, YS, weights=np.zeros(7))
+    assert np.isnan(np.concatenate([none.mean["b"], none[3:]])).all()
+    assert none.losses.tolist() == [0] * 7
+
+
+def test_equal_examples_have_no_noise():
+    found = jpool.gradient_statistics(lambda w, x: w @ x)(jnp.zeros(2), jnp.tile(jnp.array([3.0, 4.0]), (5, 1)))
+    assert (found.noise_trace, found.signal, found.noise_scale) == (0, 25, 0)
+    assert found.squared_norms.tolist() == [25] * 5
+
+
+def test_the_signal_may_be_negative():
+    found = jpool.gradient_statistics(lambda w, x: w * x)(jnp.float32(0), jnp.array([-1.0, 1.0]))
+    assert (found.noise_trace, found.signal, found.noise_scale) == (2, -1, -2)
+
+
+def test_trace_and_signal_are_unbiased():
+    """Batches of 3 from a known distribution of gradients: means of 20,000 draws lie within 4 standard errors."""
+    truth, deviations = np.array([0.5, -0.25, 1.0]), np.array([1.0, 2.0, 0.5])
+    draws = truth + deviations * np.random.default_rng(1).normal(size=(20_000, 3, 3))
+    with jax.enable_x64(True):
+        f = jpool.gradient_statistics(lambda w, x: w @ x, microbatch_size=2)
+        found = jax.jit(jax.vmap(lambda xs: f(jnp.zeros(3), xs)))(jnp.asarray(draws))
+        found = jax.tree.map(np.asarray, found)
+    for estimates, expected in ((found.noise_trace, (deviations**2).sum()), (found.signal, (truth**2).sum())):
+        standard_error = np.std(estimates) / np.sqrt(len(draws))
+        assert standard_error < 0.05
+        assert abs(np.mean(estimates) - expected) < 4 * standard_error
+    biased = np.square(draws.mean(1)).sum(1).mean()  # what signal would be without its correction
+    assert biased - (truth**2).sum() > 1
+
+
+def test_narrow_gradients_are_added_up_in_float32():
+    xs = jnp.ones((1000, 2), jnp.bfloat16)
+    found = jpool.gradient_statistics(lambda w, x: w @ x, microbatch_size=7)(jnp.zeros(2, jnp.bfloat16), xs)
+    assert found.mean.dtype == jnp.bfloat16
+    assert found.mean.tolist() == [1, 1]
+    assert found.squared_norms.dtype == jnp.float32
+    assert found.noise_trace == 0
+
+
+def test_one_compilation_per_shape_and_trees_keys_and_labels_in_the_batch():
+    traces = []
+
+    def noisy(w, example):
+        traces.append(1)
+        noise = jax.random.normal(example["key"], w.shape)
+        return (w * (example["x"] + noise)).sum() * example["label"].astype(w.dtype)
+
+    f = jpool.gradient_statistics(noisy, microbatch_size=2)
+    batch = {"key": jax.random.split(jax.random.key(0), 5), "x": jnp.ones((5, 2)), "label": jnp.arange(5)}
+    found = f(jnp.ones(2), batch)
+    for _ in range(2):
+        f(jnp.ones(2), batch)
+    once = len(traces)
+    assert once <= 2  # for the loop and the example left over
+    expected = jpool.gradient_statistics(noisy)(jnp.ones(2), batch)
+    assert_close(found, expected, 1e-5)
+    f(jnp.ones(2), jax.tree.map(lambda leaf: leaf[:4], batch))
+    assert len(traces) > once
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "2"])
+def test_a_microbatch_of_no_size_is_refused(size):
+    with pytest.raises(ValueError, match=rf"gradient_statistics: microbatch_size must be an int .*got {size!r}"):
+        jpool.gradient_statistics(loss, microbatch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        (np.ones(6), r"weights must have shape \(7,\).*got shape \(6,\)"),
+        (np.ones((7, 1)), r"weights must have shape \(7,\).*got shape \(7, 1\)"),
+        (np.array([1, 1, 0.5, 1, 1, 1, 1]), r"weights must be 1 for an example and 0 for padding; got \[0\.5\]"),
+        (np.full(7, np.nan), r"weights must be 1 .*got \[nan\]"),
+    ],
+)
+def test_weights_that_are_not_zeros_and_ones_are_refused(weights, text):
+    with pytest.raises(ValueError, match=f"gradient_statistics: {text}"):
+        jpool.gradient_statistics(loss)(PARAMS, XS, YS, weights=weights)
+
+
+def test_an_empty_batch_and_a_loss_that_is_no_function_are_refused():
+    with pytest.raises(ValueError, match="gradient_statistics: the mean of no examples is undefined"):
+        jpool.gradient_statistics(loss)(PARAMS, XS[:0], YS[:0])
+    with pytest.raises(ValueError, match="gradient_statistics: every array of the batch must have the examples"):
+        jpool.gradient_statistics(loss)(PARAMS)
+    with pytest.raises(TypeError, match="gradient_statistics: loss must be a function"):
+        jpool.gradient_statistics(None)
