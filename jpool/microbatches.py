@@ -24,15 +24,24 @@ def in_microbatches(function: Callable[[Any], tuple[Any, Any]], size: int | None
 
     What function returns first is added up, what it returns second has a row for every example.
     """
-    loop = optax.microbatching.microbatch(with_plain_convolutions(function), 0, size, SUMS_AND_ROWS)
 
     def whole(batch: Any) -> tuple[Any, Any]:
+        def of_chosen(places: jax.Array) -> tuple[Any, Any]:
+            return function(jax.tree.map(lambda leaf: leaf.at[places].get(mode="promise_in_bounds"), batch))
+
+        def of_those_between(start: int, stop: int) -> tuple[Any, Any]:
+            return function(batch if stop - start == count else jax.tree.map(lambda leaf: leaf[start:stop], batch))
+
         count = len(jax.tree.leaves(batch)[0])
         turn = min(size or count, count)
         looped = count - count % turn
-        parts = [(loop if looped > turn else function)(_examples(batch, 0, looped))]
+        if looped == turn:
+            parts = [of_those_between(0, turn)]
+        else:  # over places: optax would copy the whole batch to deal it out
+            loop = optax.microbatching.microbatch(with_plain_convolutions(of_chosen), 0, turn, SUMS_AND_ROWS)
+            parts = [loop(jnp.arange(looped))]
         if looped < count:
-            parts.append(function(_examples(batch, looped, count)))
+            parts.append(of_those_between(looped, count))
         sums, rows = zip(*parts, strict=True)
         return jax.tree.map(lambda *each: sum(each[1:], each[0]), *sums), jax.tree.map(_joined, *rows)
 
@@ -86,10 +95,6 @@ def _convolve(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **opti
         return result.transpose([order.index(axis) for axis in range(x.ndim)])
 
     return lax.platform_dependent(x, kernel, cpu=channels_last, default=as_given)
-
-
-def _examples(batch: Any, start: int, stop: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf if stop - start == len(leaf) else leaf[start:stop], batch)
 
 
 def _joined(*rows: jax.Array) -> jax.Array:

@@ -158,7 +158,10 @@ def test_a_step_has_one_all_reduce_of_the_parameters_size_and_gathers_nothing(ki
     batch = jax.device_put((XS, YS), NamedSharding(mesh, P("data")))
     compiled = step.lower(state, *batch).compile()
     (reduce,) = lines(compiled, "all-reduce")
-    numbers = sum(np.prod([int(n) for n in shape.split(",") if n], dtype=int) for shape in re.findall(r"f32\[([\d,]*)\]", reduce.split("all-reduce(")[0]))
+    numbers = sum(
+        np.prod([int(n) for n in shape.split(",") if n], dtype=int)
+        for shape in re.findall(r"f32\[([\d,]*)\]", reduce.split("all-reduce(")[0])
+    )
     assert numbers == sum(leaf.size for leaf in jax.tree.leaves(PARAMS)) + 2  # and the number of examples, and the loss
     for word in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast"):
         assert lines(compiled, word) == []
@@ -230,7 +233,9 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_way_out(name):
 def test_what_is_no_mesh_and_no_axis_is_refused(name):
     with pytest.raises(TypeError, match=rf"{name}: mesh must be a jax\.sharding\.Mesh.*got 4"):
         MAKERS[name](loss, mesh=4)
-    with pytest.raises(ValueError, match=rf"{name}: axis_name must be one of .*\('rows',\); got 'data'.*axis_name='rows'"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: axis_name must be one of .*\('rows',\); got 'data'.*axis_name='rows'"
+    ):
         MAKERS[name](loss, mesh=make_mesh(2, name="rows"))
 
 

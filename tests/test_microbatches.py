@@ -1,0 +1,149 @@
+"""Microbatches: nothing is padded, only one is in memory, and in their loop a convolution stays what XLA:CPU is fast at."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jpool
+from jpool.microbatches import in_microbatches, with_plain_convolutions
+
+RNG = np.random.default_rng(0)
+FAST = {1: "b0f_0io->b0f", 2: "b01f_01io->b01f", 3: "b012f_012io->b012f"}  # channels last, as the routine reads them
+
+
+def whole_numbers(*shape):
+    return jnp.asarray(RNG.integers(-2, 3, shape), jnp.float32)
+
+
+def layouts(function, *arguments):
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return set(re.findall(r"dim_labels=([^,\s]+)", text))
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 3, 5, 7, 8])
+def test_sums_and_rows_are_those_of_the_whole_batch(size):
+    sizes = []
+
+    def function(batch):
+        sizes.append(len(batch["x"]))
+        return batch["x"].sum(), (batch["x"] * 2, batch["none"])
+
+    x = whole_numbers(7)
+    total, (rows, none) = in_microbatches(function, size)({"x": x, "none": None})
+    assert total == x.sum()
+    np.testing.assert_array_equal(rows, 2 * x)
+    assert none is None
+    assert set(sizes) == ({7} if size in (None, 7, 8) else {size, 7 % size} - {0})
+
+
+CONVOLUTIONS = {
+    "channels last": ((2, 6, 5, 3), (3, 2, 3, 4), ("NHWC", "HWIO", "NHWC"), {}),
+    "channels first": ((2, 3, 6, 5), (4, 3, 3, 2), ("NCHW", "OIHW", "NCHW"), {}),
+    "another order": ((6, 3, 2, 5), (4, 3, 2, 3), ("HCNW", "OHWI", "WNHC"), {}),
+    "one axis": ((2, 9, 3), (3, 3, 4), ("NWC", "WIO", "NWC"), {"window_strides": (2,)}),
+    "three axes": ((1, 2, 4, 4, 4), (3, 2, 2, 2, 2), ("NCDHW", "OIDHW", "NCDHW"), {"window_strides": (1, 2, 1)}),
+    "dilated": (
+        (2, 3, 7, 6),
+        (4, 3, 2, 2),
+        ("NCHW", "OIHW", "NCHW"),
+        {"padding": [(0, 0), (1, 2)], "rhs_dilation": (2, 1), "lhs_dilation": (1, 2)},
+    ),
+    "groups": ((2, 6, 6, 5), (4, 3, 3, 2), ("NCHW", "OIHW", "NCHW"), {"feature_group_count": 2}),
+    "groups of examples": ((4, 3, 6, 5), (4, 3, 3, 2), ("NCHW", "OIHW", "NCHW"), {"batch_group_count": 2}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_plain_convolution_is_the_same_function(name):
+    x_shape, w_shape, numbers, options = CONVOLUTIONS[name]
+    options = {"window_strides": (1,) * (len(x_shape) - 2), "padding": "SAME"} | options
+
+    def convolve(x, w):
+        return lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
+
+    x, w = whole_numbers(*x_shape), whole_numbers(*w_shape)
+    plain = with_plain_convolutions(convolve)
+    np.testing.assert_array_equal(plain(x, w), convolve(x, w), strict=True)
+    if "batch_group_count" not in options:  # which the fast routine does not know
+        in_a_loop = lambda x, w: lax.map(lambda x: plain(x, w), x[None])  # noqa: E731
+        assert layouts(in_a_loop, x, w) == {FAST[len(x_shape) - 2]}
+
+
+def convolve(x, w):
+    return lax.conv_general_dilated(x[None], w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+
+
+def loss(w, x):
+    return jnp.square(convolve(x, w)).sum()
+
+
+NESTINGS = {
+    "jit": lambda x, w: jax.jit(convolve)(x, w),
+    "checkpoint": lambda x, w: jax.checkpoint(convolve)(x, w),
+    "cond": lambda x, w: lax.cond(x.sum() > 0, convolve, lambda x, w: -convolve(x, w), x, w),
+    "scan": lambda x, w: lax.scan(lambda total, w: (total + convolve(x, w), None), jnp.zeros((4, 4, 3)), w[None])[0],
+    "while": lambda x, w: lax.fori_loop(0, 2, lambda i, total: total + convolve(x, w), jnp.zeros((4, 4, 3))),
+}
+
+
+@pytest.mark.parametrize("name", NESTINGS)
+def test_convolutions_are_found_wherever_they_are(name):
+    x, w = whole_numbers(5, 6, 6, 2), whole_numbers(3, 3, 2, 3)
+    nested = jax.checkpoint if name == "while" else lambda f: f  # whose gradient is forward mode's
+    f = jax.vmap(nested(NESTINGS[name]), (0, None))
+    plain = with_plain_convolutions(f)
+    np.testing.assert_array_equal(plain(x, w), f(x, w))
+    before, after = (str(jax.make_jaxpr(g)(x, w)) for g in (f, plain))
+    assert before.count("platform_index") == 0 < after.count("platform_index")
+
+
+def test_in_the_loop_every_convolution_is_laid_out_for_the_fast_routine():
+    """All three: forward, towards the input, and of the weights, which has a group for each example."""
+    deep = lambda params, x: loss(params[1], convolve(x, params[0]))  # noqa: E731
+    params, xs = [whole_numbers(3, 3, 2, 3), whole_numbers(3, 3, 3, 4)], whole_numbers(12, 8, 8, 2)
+    whole = jax.jit(jpool.gradient_statistics(deep, microbatch_size=4))
+
+    def naive(params, xs):
+        of_microbatch = lambda xs: jax.vmap(jax.grad(deep), (None, 0))(params, xs)  # noqa: E731
+        return lax.map(of_microbatch, xs.reshape(3, 4, 8, 8, 2))
+
+    assert layouts(whole, params, xs) == {FAST[2]}
+    assert layouts(naive, params, xs) > {FAST[2]}  # or XLA does it by itself now, and this room is half as long
+
+
+def test_other_devices_get_the_convolution_as_it_was():
+    def platform_text(platform):
+        f = jax.jit(with_plain_convolutions(CONVOLVE_FIRST))
+        return (
+            f.trace(whole_numbers(2, 3, 6, 5), whole_numbers(4, 3, 3, 2))
+            .lower(lowering_platforms=(platform,))
+            .as_text()
+        )
+
+    assert "[b, f, 0, 1]x[o, i, 0, 1]->[b, f, 0, 1]" in platform_text("cuda")
+    assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in platform_text("cpu")
+
+
+def CONVOLVE_FIRST(x, w):  # noqa: N802
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+
+
+def test_memory_is_that_of_one_microbatch_whatever_the_batch():
+    def dense(w, x):
+        return jnp.tanh(x @ w).sum()
+
+    w = jnp.ones((64, 512))
+    gradient = w.nbytes
+
+    def temporary(batch, size):
+        f = jax.jit(jpool.gradient_statistics(dense, microbatch_size=size))
+        return f.lower(w, jnp.ones((batch, 64))).compile().memory_analysis().temp_size_in_bytes
+
+    flat = [temporary(batch, 4) for batch in (16, 64, 256)]
+    assert 4 * gradient <= flat[0] <= 10 * gradient  # XLA lays the gradients out twice here
+    assert flat[-1] - flat[0] < 0.05 * gradient  # the losses and norms
+    assert temporary(256, None) >= 256 * gradient
