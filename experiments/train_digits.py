@@ -59,7 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
         run = begin(optimizer, options.seed, mesh)
         if checkpoints is not None and options.resume:
             run = resumed(checkpoints, run)
-            say(f"going on after step {run.state.step}" if checkpoints.last else "no step to go on from: a new run")
+            say(
+                f"going on after step {run.state.step}"
+                if checkpoints.last is not None
+                else "no step to go on from: a new run"
+            )
         progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.first())
         sizes = {"epochs": options.epochs, "batch_size": options.batch_size, "microbatch_size": options.microbatch}
         with progress.bar:

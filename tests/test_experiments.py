@@ -25,6 +25,7 @@ from experiments import (
     loop,
     pools,
     relatives,
+    run,
     timing,
     train_digits,
     training_step,
@@ -155,14 +156,14 @@ def test_an_epoch_takes_each_digit_once_and_each_epoch_another_order():
     assert not np.array_equal(first, second)
 
 
-def run(capsys, *arguments):
+def main_job(capsys, *arguments):
     train_digits.main([str(argument) for argument in arguments])
     return capsys.readouterr().out
 
 
 def test_the_main_job_learns_prints_and_draws_the_same_every_time(capsys, directory, tmp_path):
     arguments = ("--data", directory, "--epochs", 6, "--batch-size", 30, "--seed", 3, "--out", tmp_path / "out")
-    first, second = run(capsys, *arguments), run(capsys, *arguments)
+    first, second = main_job(capsys, *arguments), main_job(capsys, *arguments)
     accuracy = float(re.fullmatch(r"test accuracy: (0\.\d{3})", first.splitlines()[-1])[1])
     assert accuracy > 0.6  # of 100 digits, after 60 steps on 300; guessing gives 0.1
     assert re.search(r"^device: cpu", first, re.MULTILINE)
@@ -182,11 +183,15 @@ def test_every_optimizer_learns_and_no_step_recompiles(name, small, monkeypatch)
     steps = []
     make_train_step = jpool.make_train_step
     monkeypatch.setattr(
-        jpool, "make_train_step", lambda *arguments: steps.append(make_train_step(*arguments)) or steps[-1]
+        jpool,
+        "make_train_step",
+        lambda *arguments, **options: steps.append(make_train_step(*arguments, **options)) or steps[-1],
     )
     make_optimizer, rate = train_digits.OPTIMIZERS[name]
     optimizer = make_optimizer(optax.cosine_decay_schedule(rate / 2, 18))
-    losses = [epoch.loss for _, epoch in train_digits.train(small, optimizer, epochs=3, batch_size=50, seed=0)]
+    *_, last = run.train(small, optimizer, run.begin(optimizer, 0), epochs=3, batch_size=50)
+    losses = [report.loss for report in last.reports]
+    assert len(losses) == 3
     assert losses[-1] < losses[0]
     assert [step._cache_size() for step in steps] == [1]
 
@@ -201,6 +206,12 @@ BAD_OPTIONS = {
     "--optimizer sgdd": "argument --optimizer: invalid choice: 'sgdd'",
     "--seed -1": "argument --seed: must be between 0 and 2**32 - 1; got -1",
     "--data nowhere": "nowhere is not a directory",
+    "--microbatch 0": "argument --microbatch: invalid positive int value: '0'",
+    "--resume": "argument --resume: needs --checkpoint DIR",
+    "--processes 2": "argument --processes: needs --coordinator HOST:PORT",
+    "--processes 2 --coordinator x:1 --process-id 2": "argument --process-id: must be less than --processes, 2; got 2",
+    "--devices 8": "argument --batch-size: must divide evenly over 8 devices, as 104 does; got 100",
+    "--devices 9": "--devices 9: JAX has 8 (cpu) in 1 processes",
 }
 
 
@@ -221,8 +232,9 @@ def test_a_directory_that_cannot_be_made_is_refused_before_training(capsys, tmp_
 
 
 def test_a_diverging_run_stops_and_says_so(directory, tmp_path, capsys):
-    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) in epoch 1; try a smaller --learning-rate"):
-        run(capsys, "--data", directory, "--learning-rate", 1e6, "--epochs", 2, "--out", tmp_path / "out")
+    wrong = r"the loss is \S+ and the norm of the gradient (nan|inf) in step \d; try a smaller --learning-rate.*; no --checkpoint"
+    with pytest.raises(SystemExit, match=wrong):
+        main_job(capsys, "--data", directory, "--learning-rate", 1e6, "--epochs", 2, "--out", tmp_path / "out")
 
 
 def test_the_help_explains_every_option():
@@ -233,8 +245,24 @@ def test_the_help_explains_every_option():
         text=True,
         check=True,
     ).stdout
-    for option in ("--epochs", "--batch-size", "--learning-rate", "--optimizer", "--seed", "--data", "--out"):
-        assert re.search(rf"{option} .*\S", text)
+    for option in (
+        "--epochs",
+        "--batch-size",
+        "--learning-rate",
+        "--optimizer",
+        "--seed",
+        "--data",
+        "--out",
+        "--microbatch",
+        "--devices",
+        "--processes",
+        "--coordinator",
+        "--process-id",
+        "--checkpoint",
+        "--resume",
+        "--skip-nonfinite",
+    ):
+        assert re.search(rf"{option}.*\s+\S", text)
 
 
 def test_the_routing_picture_shows_what_happened(small):
