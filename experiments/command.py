@@ -22,7 +22,7 @@ def experiment(
       about: its docstring, shown as help.
       measure: `measure(seed, **sizes)`, everything that is found; raises AssertionError where a claim does not hold.
       picture: the figure of what `measure` returned.
-      sizes: for each other argument of measure, an int with a default, what `--help` says of it.
+      sizes: for each other argument of measure, an int or float with a default, what `--help` says of it.
     """
     name = Path(file).stem
     defaults = {size: inspect.signature(measure).parameters[size].default for size in sizes}
@@ -34,7 +34,8 @@ def experiment(
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         for size, text in sizes.items():
-            parser.add_argument(f"--{size}", type=positive(int), default=defaults[size], help=text)
+            kind = type(defaults[size])
+            parser.add_argument(f"--{size}", type=positive(kind), default=defaults[size], help=text)
         parser.add_argument("--seed", type=natural, default=0, help="of everything that is random")
         parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="where the picture goes")
         options = vars(parser.parse_args(arguments))

@@ -26,26 +26,25 @@ def in_microbatches(function: Callable[[Any], tuple[Any, Any]], size: int | None
     """
 
     def whole(batch: Any) -> tuple[Any, Any]:
-        def of_chosen(places: jax.Array) -> tuple[Any, Any]:
-            return function(jax.tree.map(lambda leaf: leaf.at[places].get(mode="promise_in_bounds"), batch))
-
-        def of_those_between(start: int, stop: int) -> tuple[Any, Any]:
-            return function(batch if stop - start == count else jax.tree.map(lambda leaf: leaf[start:stop], batch))
-
         count = len(jax.tree.leaves(batch)[0])
         turn = min(size or count, count)
         looped = count - count % turn
-        if looped == turn:
-            parts = [of_those_between(0, turn)]
-        else:  # over places: optax would copy the whole batch to deal it out
-            loop = optax.microbatching.microbatch(with_plain_convolutions(of_chosen), 0, turn, SUMS_AND_ROWS)
-            parts = [loop(jnp.arange(looped))]
+        parts = [_loop(function, batch, looped, turn) if looped > turn else function(_between(batch, 0, turn))]
         if looped < count:
-            parts.append(of_those_between(looped, count))
+            parts.append(function(_between(batch, looped, count)))
         sums, rows = zip(*parts, strict=True)
         return jax.tree.map(lambda *each: sum(each[1:], each[0]), *sums), jax.tree.map(_joined, *rows)
 
     return whole
+
+
+def _loop(function: Callable[[Any], tuple[Any, Any]], batch: Any, stop: int, turn: int) -> tuple[Any, Any]:
+    """The examples before `stop`, dealt out by their places: given the batch itself, optax would copy it to deal."""
+
+    def of_chosen(places: jax.Array) -> tuple[Any, Any]:
+        return function(jax.tree.map(lambda leaf: leaf.at[places].get(mode="promise_in_bounds"), batch))
+
+    return optax.microbatching.microbatch(with_plain_convolutions(of_chosen), 0, turn, SUMS_AND_ROWS)(jnp.arange(stop))
 
 
 def with_plain_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +94,10 @@ def _convolve(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **opti
         return result.transpose([order.index(axis) for axis in range(x.ndim)])
 
     return lax.platform_dependent(x, kernel, cpu=channels_last, default=as_given)
+
+
+def _between(batch: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf if stop - start == len(leaf) else leaf[start:stop], batch)
 
 
 def _joined(*rows: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ def per_example_value_and_grad(
         set as context: JAX's partitioner returns wrong gradients of convolutions there, without a word.
 
     Example:
-      >>> import jpool
+      >>> import jax, jpool
       >>> import jax.numpy as jnp
       >>> loss = lambda w, x, y: (w @ x - y) ** 2
       >>> w, xs, ys = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.array([0.0, 0.0, 3.0])
@@ -58,6 +58,13 @@ def per_example_value_and_grad(
       Array([[2., 0.],
              [0., 4.],
              [0., 0.]], dtype=float32)
+
+      The same on all devices of a mesh, here of one:
+
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> values, gradients = jpool.per_example_value_and_grad(loss, mesh=mesh)(w, xs, ys)
+      >>> values
+      Array([1., 4., 0.], dtype=float32)
     """
     name = "per_example_value_and_grad"
     check_loss(name, loss)

@@ -12,3 +12,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def promotion_as_usual():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture
+def compiled_quickly():
+    """For tests that something runs and says what it should, where compiling takes nearly all of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # other tests are about the programs that users get

