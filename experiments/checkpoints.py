@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import cluster
+
 KEPT = 2  # the newest, and the one before
 
 
@@ -70,9 +72,11 @@ class Checkpoints:
             return None
         place = f"the checkpoint {self.newest}"
         about = self._restore(place, "about", ocp.args.JsonRestore())
+        if not isinstance(about, dict) or not {"run", "digest", "beside"} <= set(about):
+            raise CheckpointError(f"{place} cannot be read: what stands beside its numbers is not of this program")
         for option, value in self.run.items():
-            if about.get("run", {}).get(option) != value:
-                theirs = about.get("run", {}).get(option)
+            if about["run"].get(option) != value:
+                theirs = about["run"].get(option)
                 raise CheckpointError(f"{place} is of another run: {option} is {theirs!r} there and {value!r} here")
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arrays = self._restore(place, "arrays", ocp.args.StandardRestore(shapes))
@@ -88,12 +92,13 @@ class Checkpoints:
         about = {"run": self.run, "digest": digest(arrays), "beside": beside}
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
         try:
-            if free < 2 * needed:
+            if cluster.anywhere(free < 2 * needed):
                 raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
-            self.manager.save(step, args=items)
+            if not self.manager.save(step, args=items):
+                raise OSError("orbax has not written it")
         except Exception as error:  # tensorstore has errors of its own
-            reason = str(error).splitlines()[0][:200]
             before = "there is none before it" if self.last is None else f"the last good one is {self.newest}"
+            reason = cluster.first_line(error)
             raise CheckpointError(
                 f"no checkpoint of step {step} could be written to {self.directory} ({reason}); {before}"
             ) from error
@@ -107,7 +112,7 @@ class Checkpoints:
         try:
             return self.manager.restore(self.last, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # of many kinds, depending on what is missing
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            reason = f"{type(error).__name__}: {cluster.first_line(error)}"
             raise CheckpointError(
                 f"{place} cannot be read, it is truncated or not of this program ({reason}); once it is moved away, "
                 "--resume goes on from the one before"

@@ -6,6 +6,10 @@ here    :: tree           -> what is the same everywhere, as arrays of this proc
 """
 
 import contextlib
+import hashlib
+import socket
+import sys
+import time
 from typing import Any
 
 import jax
@@ -14,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-TIMEOUT = 60  # seconds that processes wait for each other at the start
+TIMEOUT = 120  # seconds that processes wait for each other at the start
 
 
 class ClusterError(Exception):
@@ -35,17 +39,52 @@ def connect(
     if devices is not None:
         make_up(devices)
     if processes > 1:
-        try:
-            jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=TIMEOUT)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ClusterError(f"no {processes} processes at {coordinator} within {TIMEOUT} s: {reason}") from error
+        meet(processes, str(coordinator), process_id)
     chosen = jax.devices() if processes > 1 else jax.devices()[:devices]
     if devices is not None and len(chosen) != devices * processes:
         raise ClusterError(
             f"--devices {devices}: JAX has {len(chosen)} ({chosen[0].platform}) in {processes} processes"
         )
     return mesh_of(chosen) if len(chosen) > 1 else None
+
+
+def meet(processes: int, coordinator: str, process_id: int) -> None:
+    """Waits for the others, at first by a plain socket: where JAX waits in vain, it ends the whole program."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234; got {coordinator!r}")
+    print(f"process {process_id} waits up to {TIMEOUT} s for {processes} at {coordinator}", file=sys.stderr, flush=True)
+    until = time.monotonic() + TIMEOUT
+    while process_id > 0:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            break
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ClusterError(
+                    f"nobody listens at {coordinator} after {TIMEOUT} s ({error}); is process 0 there?"
+                ) from error
+            time.sleep(0.2)
+    try:
+        jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise ClusterError(f"cannot meet {processes} processes at {coordinator}: {first_line(error)}") from error
+
+
+def agree(options: object) -> None:
+    """All processes must have the same in hand; with different seeds they would train different networks as one."""
+    if jax.process_count() > 1:
+        own = np.frombuffer(hashlib.sha256(repr(options).encode()).digest(), np.uint8)
+        if (multihost_utils.process_allgather(own) != own).any():
+            raise ClusterError(
+                "the processes differ in their options, their data or the checkpoint they found; give all the same, "
+                "and a --checkpoint directory that they share"
+            )
+
+
+def first_line(error: Exception) -> str:
+    """What it says, in short, or of what kind it is."""
+    return f"{str(error) or type(error).__name__}".splitlines()[0][:200]
 
 
 def make_up(devices: int) -> None:

@@ -21,6 +21,7 @@ from experiments import command, data, layers, lenet, loop, style
 from experiments.command import claim
 
 BATCH, MICROBATCH = 100, 100
+DIGITS = 4000  # all that there are to train
 SIZES = (10, 40, 160, 640)  # of batches whose mean gradients are compared
 
 
@@ -50,7 +51,7 @@ def measure(seed: int, steps: int = 400, points: int = 17, draws: int = 6_400) -
         if number in looked_at:
             of_all.append(statistics(state.params, digits, labels))
             noise, signal = np.mean(of_batches[-len(of_batches) // 4 - 10 :], axis=0)  # each averaged before the ratio
-            running.append(noise / signal)
+            running.append(noise / signal if signal > 0 else np.nan)
         if number < steps:
             state, _ = step(state, *batch)
     found = Found(
@@ -77,7 +78,7 @@ def squared_norms(
         mean = lambda params: jax.vmap(lenet.loss, (None, 0, 0))(params, images[chosen], labels[chosen]).mean()  # noqa: E731
         return ravel_pytree(jax.grad(mean)(params))[0]
 
-    smallest = np.stack([of_smallest(k) for k in jax.random.split(key, draws // SIZES[0])])
+    smallest = np.stack([of_smallest(k) for k in jax.random.split(key, max(draws, SIZES[-1]) // SIZES[0])])
 
     def of_size(size: int) -> np.floating:
         together = size // SIZES[0]  # a larger batch is several small ones
@@ -100,9 +101,9 @@ def check(found: Found, steps: int) -> None:
     less = signal > max(1, noise)
     claim(f"the signal falls, {signal:.1f} times, and the noise less, {noise:.1f} times", short or less)
 
-    off = np.abs(found.by_size / (found.signal[-1] + found.noise[-1] / np.array(SIZES)) - 1).max()
+    off = np.abs(found.by_size / expected(found, np.array(SIZES)) - 1).max()
     claim(f"gradients of batches of {SIZES} have the squared norm predicted, to {off:.0%}", short or off < 0.4)
-    apart = np.exp(np.abs(np.log(np.abs(found.running[1:] / scale[1:]))).mean())
+    apart = np.exp(np.nanmean(np.abs(np.log(found.running[1:] / scale[1:]))))
     claim(f"what training's own batches tell is a factor of {apart:.1f} off, in the mean", short or apart < 3)
     print(f"suggested: batches of about {halfway:.0f} halfway, and of {end:.0f} towards the end")
 
@@ -116,6 +117,11 @@ def check_microbatches(params: layers.Params, images: jax.Array, labels: jax.Arr
     claim(f"held seven at a time, 60 gradients have the same noise scale, to {off:.0e}", off < 1e-4)
 
 
+def expected(found: Found, sizes: np.ndarray) -> np.ndarray:
+    """Squared norms at the last step, by batch size; of digits drawn from DIGITS, whose own mean has noise / DIGITS."""
+    return found.signal[-1] + found.noise[-1] / DIGITS + found.noise[-1] / sizes
+
+
 def picture(found: Found) -> Figure:
     """The noise scale over training, and the squared norms that it comes from."""
     figure = style.figure(10, 3.8)
@@ -123,15 +129,14 @@ def picture(found: Found) -> Figure:
     scale = found.noise / found.signal
     all_digits, batches = style.SERIES[0], style.SERIES[1]
     left.plot(found.steps, scale, label="from all 4,000 digits", **all_digits)
-    left.plot(found.steps[1:], np.abs(found.running[1:]), label=f"from training's own batches of {BATCH}", **batches)
+    left.plot(found.steps[1:], found.running[1:], label=f"from training's own batches of {BATCH}", **batches)
     left.axhline(BATCH, color="gray", linewidth=1, linestyle=":", label=f"the batch that is used, {BATCH}")
     style.tidy(left, "noise scale: the batch size it suggests (examples)", xlabel="step", yscale="log")
     left.legend()
     sizes = np.geomspace(SIZES[0], SIZES[-1])
-    noise, signal = found.noise[-1], found.signal[-1]
-    right.plot(sizes, signal + noise / sizes, color="black", linewidth=1, label="signal + noise / B")
+    right.plot(sizes, expected(found, sizes), color="black", linewidth=1, label="signal + noise / B")
     right.plot(SIZES, found.by_size, "o", color=style.SERIES[1]["color"], label="measured")
-    right.axhline(signal, color="gray", linewidth=1, linestyle="--", label="signal")
+    right.axhline(found.signal[-1], color="gray", linewidth=1, linestyle="--", label="signal")
     right.axvline(scale[-1], color="gray", linewidth=1, linestyle=":", label=f"noise scale, {scale[-1]:.0f}")
     title = f"squared norm of a batch's mean gradient, after {found.steps[-1]} steps"
     style.tidy(right, title, xlabel="batch size B", xscale="log", yscale="log")
@@ -146,7 +151,7 @@ main = command.experiment(
     picture,
     steps="training steps",
     points="at how many of them all digits are looked at",
-    draws=f"digits drawn to compare batch sizes, {SIZES[-1]} or more",
+    draws=f"digits drawn to compare batch sizes, at least {SIZES[-1]}",
 )
 
 if __name__ == "__main__":

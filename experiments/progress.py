@@ -54,12 +54,13 @@ class Interrupt:
 
     def __init__(self) -> None:
         """Nobody has asked yet."""
-        self.asked = False
+        self.asked = 0  # the number of the signal
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Listens."""
-        self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -68,7 +69,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked = number
         self.__exit__(None, None, None)
 
 

@@ -6,6 +6,7 @@ train   :: (digits, optimizer, Run)         -> Run after Run, one for each step 
 follow  :: (Run after Run, checkpoints)     -> the last of them, or the sentence with which it stopped
 """
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -46,7 +47,7 @@ class NotFiniteError(Exception):
 
 
 class Stopped(Exception):  # noqa: N818  # no error
-    """Someone asked to stop, and the run can go on from there; a sentence."""
+    """Someone asked to stop, and the run can go on from there; a sentence, and the number of the signal."""
 
 
 def begin(optimizer: optax.GradientTransformation, seed: int, mesh: Mesh | None = None) -> Run:
@@ -89,7 +90,8 @@ def train(
             state, metrics = step(state, *cluster.split(mesh, batch))
             losses = [*losses, metrics.loss]
             if len(losses) == count:
-                loss = float(np.array(losses, np.float32).mean())
+                finite = np.array(losses, np.float32)  # but those of steps that were left out
+                loss = float(finite[np.isfinite(finite)].mean()) if np.isfinite(finite).any() else math.nan
                 step_ms = (time.perf_counter() - begun) / (count - done) * 1000
                 params = cluster.here(state.params)
                 accuracy = loop.accuracy(lenet.NETWORK, params, test_images, test_labels)
@@ -120,6 +122,8 @@ def follow(
 
     def save(run: Run) -> None:
         check(finite.follow(None))  # nothing that is not finite is kept
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(cluster.here(run.state.params))):
+            check(f"parameters are not finite after step {run.state.step}")
         if checkpoints is not None:
             checkpoints.save(int(run.state.step), run.arrays(), run.beside())
 
@@ -131,7 +135,7 @@ def follow(
             if not run.losses:
                 progress.epoch(run.reports)
                 save(run)
-            if cluster.anywhere(interrupt.asked):
+            if cluster.anywhere(interrupt.asked > 0):
                 save(run)
-                raise Stopped(f"stopped after step {run.state.step}, as asked")
+                raise Stopped(f"stopped after step {run.state.step}, as asked", interrupt.asked)
     return run

@@ -99,7 +99,7 @@ class Step:
 def measure(
     seed: int,
     rounds: int = 7,
-    examples: int = 64,
+    examples: int = 8,
     batch: int = 128,
     total: int = 8192,
     example: float = 0.25,
@@ -110,6 +110,7 @@ def measure(
     """Times the step, checks the formulas against compiled programs, and prints what they predict."""
     cluster.make_up(max(FORCED))
     image_key, label_key, init_key = jax.random.split(jax.random.key(seed), 3)
+    examples *= max(FORCED)
     data = jax.random.uniform(image_key, (examples, 28, 28)), jax.random.randint(label_key, (examples,), 0, 10)
     params = lenet.init(init_key)
     steps = {devices: Step(devices, params, data) for devices in FORCED if devices <= len(jax.devices())}
@@ -233,7 +234,7 @@ main = command.experiment(
     measure,
     picture,
     rounds="turns of each measured step",
-    examples="of a measured step, a multiple of 8",
+    examples="of a measured step, on each of 8 devices",
     batch="predicted: examples on each device",
     total="predicted: examples of a step, for strong scaling",
     example="predicted: milliseconds that a device takes for an example",

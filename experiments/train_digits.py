@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     make_optimizer, _ = OPTIMIZERS[options.optimizer]
     optimizer = make_optimizer(optax.cosine_decay_schedule(options.learning_rate, options.epochs * steps))
     if options.skip_nonfinite:  # a run is given up before optax loses patience and applies what it is given
-        optimizer = optax.apply_if_finite(optimizer, 2 * SKIPS)
+        optimizer = optax.apply_if_finite(optimizer, 100 * SKIPS)
 
     say = print if cluster.first() else lambda *words, **how: None
     device = jax.devices()[0]
@@ -73,8 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(str(error))
     except Stopped as stopped:
         again = f"go on with: python -m experiments.train_digits {shlex.join(options.again)}"
-        print(f"{stopped}; {again if checkpoints else 'without --checkpoint nothing is kept'}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sentence, number = stopped.args
+        print(f"{sentence}; {again if checkpoints else 'without --checkpoint nothing is kept'}", file=sys.stderr)
+        sys.exit(128 + (number or signal.SIGINT))
     if cluster.first():
         finish(run, digits, options.out)
 
@@ -102,8 +103,9 @@ def check_batch_size(parser: argparse.ArgumentParser, size: int, count: int, dev
     if size > count:
         parser.error(f"argument --batch-size: must be at most {count}, the training digits; got {size}")
     if size % devices:
-        up = size + -size % devices
-        parser.error(f"argument --batch-size: must divide evenly over {devices} devices, as {up} does; got {size}")
+        near = size + -size % devices if size + -size % devices <= count else size - size % devices
+        way_out = f"as {near} does, or give other --devices"
+        parser.error(f"argument --batch-size: must divide evenly over {devices} devices, {way_out}; got {size}")
 
 
 def open_checkpoints(options: argparse.Namespace, digits: Digits) -> Checkpoints | None:
@@ -111,7 +113,9 @@ def open_checkpoints(options: argparse.Namespace, digits: Digits) -> Checkpoints
     names = ("epochs", "batch_size", "optimizer", "learning_rate", "seed", "skip_nonfinite")
     run = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
     run["--data"] = digest(digits)[:16]
-    return options.checkpoint and Checkpoints(options.checkpoint, run, resume=options.resume)
+    checkpoints = options.checkpoint and Checkpoints(options.checkpoint, run, resume=options.resume)
+    cluster.agree((run, options.microbatch, options.resume, checkpoints and checkpoints.last))
+    return checkpoints
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -5,7 +5,7 @@
 Left to itself, JAX partitions a batch that lies on several devices wherever it likes, and with an Auto mesh (jax 0.10.2
 to 0.12.0.1) the gradients of a convolution's weights come out wrong for every example outside the first device, without
 a word. Inside `jax.shard_map` every device maps its own examples, as one device would. What lies on several devices and
-cannot be taken that way is refused.
+cannot be taken that way is refused, as far as it shows: shardings given to a `jax.jit` around it do not.
 """
 
 from collections.abc import Callable

@@ -44,7 +44,8 @@ def per_example_value_and_grad(
       TypeError: loss is not callable, or mesh is not a `jax.sharding.Mesh`.
       ValueError: axis_name is not an axis of mesh. From f: the batch is missing, its arrays do not share a first axis,
         or the mesh does not divide it; or, without a mesh, the batch lies on several devices or a mesh of several is
-        set as context: JAX's partitioner returns wrong gradients of convolutions there, without a word.
+        set as context: JAX's partitioner returns wrong gradients of convolutions there, without a word. (It cannot be
+        seen where only a `jax.jit` around f says so, by in_shardings or out_shardings: give f the mesh there.)
 
     Example:
       >>> import jax, jpool

@@ -107,6 +107,7 @@ def gradient_statistics(
         return GradientStatistics(losses, squared_norms, totals.mean(params), *noise(totals))
 
     def checked(params: Any, *batch: Any, weights: Any = None) -> GradientStatistics:
+        weights = as_weights(weights)
         check_examples(name, batch, weights, mesh, axis_name)
         if mesh is not None:
             params, (batch, weights) = place(params, mesh), place((batch, weights), mesh, axis_name)
@@ -183,6 +184,11 @@ def check_examples(name: str, batch: tuple[Any, ...], weights: Any, mesh: Mesh |
                 f"{name}: weights must be 1 for an example and 0 for padding; got {other.tolist()[:3]} among them. To "
                 "give examples unequal weight, multiply their losses inside loss."
             )
+
+
+def as_weights(weights: Any) -> jax.Array | None:
+    """An array, also of a list."""
+    return None if weights is None else jnp.asarray(weights)
 
 
 def _chosen(leaf: jax.Array, weights: Any) -> jax.Array:

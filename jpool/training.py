@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jpool.devices import check_mesh, place
 from jpool.per_example import check_loss
-from jpool.statistics import check_examples, check_microbatch_size, gradient_totals
+from jpool.statistics import as_weights, check_examples, check_microbatch_size, gradient_totals
 
 
 class TrainState(NamedTuple):
@@ -123,28 +123,27 @@ class _Step:
     """The compiled step behind what only the arrays themselves show; all else is the compiled function's."""
 
     def __init__(self, compiled: Any, check: Callable[..., None], mesh: Mesh | None, axis_name: str) -> None:
-        self._compiled, self._check, self._mesh, self._axis_name = compiled, check, mesh, axis_name
+        self._compiled, self._check, self._axis_name = compiled, check, axis_name
+        self._mesh: Any = mesh
 
     def __call__(self, state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
+        weights = as_weights(weights)
         self._check(batch, weights)
-        if self._mesh is not None:
-            state = _moved(state, self._mesh)
-            batch, weights = place((batch, weights), self._mesh, self._axis_name)
-        return self._compiled(state, *batch, weights=weights)
+        if self._mesh is None:
+            return self._compiled(state, *batch, weights=weights)
+        placed = jax.tree.map(self._copied, state)
+        batch, weights = place((batch, weights), self._mesh, self._axis_name)
+        after = self._compiled(placed, *batch, weights=weights)
+        for leaf, copy in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
+            if leaf is not copy and isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+                leaf.delete()  # it is gone wherever it was, as a donated state is
+        return after
+
+    def _copied(self, leaf: Any) -> Any:
+        there = place(leaf, self._mesh)
+        return there if there is leaf else there.copy()  # or the part on the leaf's own device would be the leaf
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_compiled":  # not there yet, when a copy is made
+            raise AttributeError(name)
         return getattr(self._compiled, name)
-
-
-def _moved(state: TrainState, mesh: Mesh) -> TrainState:
-    """The state on all devices; where it was before it is gone, as a donated state is."""
-
-    def move(leaf: Any) -> Any:
-        there = place(leaf, mesh)
-        if there is leaf or isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-            return there
-        there = there.copy()  # or one device's part is the very array that is deleted
-        leaf.delete()
-        return there
-
-    return jax.tree.map(move, state)

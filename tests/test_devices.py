@@ -1,5 +1,6 @@
 """On 1, 2, 4 and 8 devices, with meshes of both kinds: the same to the bit, or refused. And what JAX does by itself."""
 
+import copy
 import re
 
 import jax
@@ -185,6 +186,15 @@ def test_a_step_over_a_mesh_compiles_once_and_uses_its_state_up():
     assert np.isfinite(state.params["v"]).all()
 
 
+def test_a_loss_that_fails_while_it_is_traced_leaves_the_state_alone():
+    step = jpool.make_train_step(lambda params, x, y: params["v"] @ x, optax.sgd(0.5), mesh=make_mesh(4))
+    state = jpool.TrainState.create(PARAMS, optax.sgd(0.5))
+    with pytest.raises(TypeError):
+        step(state, XS, YS)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert copy.copy(step).lower
+
+
 # --- refusals ---
 
 MAKERS = {
@@ -264,3 +274,13 @@ def test_canary_jax_adds_the_gradients_of_unmarked_parameters_up():
     for name, expected in EXPECTED[1].items():
         summed = expected.reshape(4, 2, *expected.shape[1:]).sum(axis=0)
         np.testing.assert_array_equal(gradients[name], np.concatenate([summed] * 4))
+
+
+def test_canary_shardings_of_an_outer_jit_cannot_be_seen():
+    """The one way into JAX's wrong gradients that no check here can see; the documentation says so."""
+    over = NamedSharding(make_mesh(4), P("data"))
+    f = jax.jit(jpool.per_example_value_and_grad(loss), in_shardings=(NamedSharding(make_mesh(4), P()), over, over))
+    _, gradients = f(PARAMS, XS, YS)
+    assert not (gradients["w"] == EXPECTED[1]["w"]).all()
+    inside = jax.jit(jpool.per_example_value_and_grad(loss, mesh=make_mesh(4)), in_shardings=(None, over, over))
+    assert_equal(inside(PARAMS, XS, YS), EXPECTED)

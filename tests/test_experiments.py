@@ -211,7 +211,9 @@ BAD_OPTIONS = {
     "--resume": "argument --resume: needs --checkpoint DIR",
     "--processes 2": "argument --processes: needs --coordinator HOST:PORT",
     "--processes 2 --coordinator x:1 --process-id 2": "argument --process-id: must be less than --processes, 2; got 2",
-    "--devices 8": "argument --batch-size: must divide evenly over 8 devices, as 104 does; got 100",
+    "--devices 8": "argument --batch-size: must divide evenly over 8 devices, as 104 does, or give other --devices; got 100",
+    "--devices 3 --batch-size 4000": "argument --batch-size: must divide evenly over 3 devices, as 3999 does, or give",
+    "--processes 2 --coordinator nonsense": "--coordinator must be HOST:PORT, such as 10.0.0.1:1234; got 'nonsense'",
     "--devices 9": "--devices 9: JAX has 8 (cpu) in 1 processes",
 }
 

@@ -20,7 +20,7 @@ SMALLEST = {
     "caffe_parity": "--steps 1",
     "ties": "--seeds 1 --steps 1 --pixels 64",
     "optimisers": "--steps 2",
-    "scaling": "--rounds 1 --examples 8",
+    "scaling": "--rounds 1 --examples 2",
     "noise_scale": "--steps 2 --points 2 --draws 640",
 }
 

@@ -66,6 +66,15 @@ def test_weights_leave_examples_out_whatever_they_hold(dtype, microbatch_size):
             np.testing.assert_allclose(rows[kept], expected_rows, rtol=1e-12)
 
 
+def test_weights_may_be_a_list():
+    narrow = jax.tree.map(jnp.float32, (PARAMS, XS, YS))
+    f = jpool.gradient_statistics(loss)
+    found, expected = (
+        f(*narrow, weights=weights) for weights in ([1, 0, 1, 1, 0, 0, True], np.array([1, 0, 1, 1, 0, 0, 1]))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_few_examples_have_no_variance_and_none_no_mean():
     f = jpool.gradient_statistics(loss)
     for weights in (None, np.eye(1)[0]):
