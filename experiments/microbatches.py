@@ -49,8 +49,9 @@ def programs(loss: layers.Loss, params: layers.Params, batch: Any, size: int | N
     def take() -> None:
         state[0], _ = jax.block_until_ready(step(state[0], *batch))
 
-    needs: Any = jax.jit(statistics).lower(params, *batch).compile().memory_analysis()
-    calls = {"statistics": lambda: jax.block_until_ready(statistics(params, *batch)), "step": take}
+    compiled = jax.jit(statistics).lower(params, *batch).compile()
+    needs: Any = compiled.memory_analysis()
+    calls = {"statistics": lambda: jax.block_until_ready(compiled(params, *batch)), "step": take}
     return calls, needs.temp_size_in_bytes / 2**20
 
 

@@ -8,9 +8,9 @@ each of n devices, m of them at a time:
 
     per-example gradients   4 P m bytes, whatever B is; 4 P B without microbatches
     microbatch that fits    m = (memory - 4 P (2 + s)) / (4 P + a): beside parameters and the sum of gradients there
-                            are s slots of the optimiser (momentum 1, Adam 2); a are the bytes of one's activations
+                            are s slots of the optimiser (momentum 1, Adam 2), and a bytes for all else of an example
     all-reduce              4 (P + 2) bytes: the sum of gradients, the number of examples and the loss; in a ring every
-                            device sends and receives 2 (n - 1) / n of them, in 2 (n - 1) hops
+                            device sends and receives 2 (n - 1) / n of them, in 2 (n - 1) hops (a tree has 2 log2 n)
     its time                r = 2 (n - 1) / n * 4 (P + 2) / bandwidth + 2 (n - 1) * latency
     a step                  t = B c + r, with c the time of one example; nothing overlaps
     efficiency              B c / t, examples per second and device as a part of one device's
@@ -46,7 +46,7 @@ class Model(NamedTuple):
     parameters: int  # how many
     per_device: int  # examples, B
     example: float  # seconds, c
-    activations: float  # bytes of an example, a
+    besides: float  # bytes of an example beside its gradient, a
     memory: float  # bytes of a device
     bandwidth: float  # bytes per second that a device sends while it receives
     latency: float  # seconds of a hop
@@ -54,7 +54,7 @@ class Model(NamedTuple):
     def microbatch(self) -> int:
         """The most examples at a time."""
         left = self.memory - 4 * self.parameters * (2 + SLOTS)
-        return int(left / (4 * self.parameters + self.activations))
+        return int(left / (4 * self.parameters + self.besides))
 
     def all_reduce(self, devices: int) -> float:
         """Its time in a ring."""
@@ -80,20 +80,17 @@ class Step:
     """A step over so many devices, with a state of its own that it goes on training."""
 
     def __init__(self, devices: int, params: Any, batch: Any) -> None:
-        """Splits the batch and compiles nothing yet."""
+        """Splits the batch and compiles the step."""
         optimizer = optax.sgd(0.01, momentum=0.9)
         mesh = cluster.mesh_of(jax.devices()[:devices])
-        self.step = jpool.make_train_step(lenet.loss, optimizer, mesh=mesh)
         self.state = jax.device_put(jpool.TrainState.create(params, optimizer), NamedSharding(mesh, P()))
         self.batch = cluster.split(mesh, batch)
+        step: Any = jpool.make_train_step(lenet.loss, optimizer, mesh=mesh)
+        self.program = step.lower(self.state, *self.batch).compile()
 
     def take(self) -> None:
         """One step, to its end."""
-        self.state, _ = jax.block_until_ready(self.step(self.state, *self.batch))
-
-    def text(self) -> str:
-        """The compiled program."""
-        return self.step.lower(self.state, *self.batch).compile().as_text()  # type: ignore[attr-defined]
+        self.state, _ = jax.block_until_ready(self.program(self.state, *self.batch))
 
 
 def measure(
@@ -115,8 +112,9 @@ def measure(
     params = lenet.init(init_key)
     steps = {devices: Step(devices, params, data) for devices in FORCED if devices <= len(jax.devices())}
     check_equal(steps)
-    check_step(steps[max(steps)].text(), count(params))
-    activations = check_memory(params, *data)
+    check_step(steps[max(steps)].program.as_text(), count(params))
+    check_memory(params)
+    activations = besides(params, memory * 2**30)
     ms = timing.medians({str(devices): step.take for devices, step in steps.items()}, rounds)
     model = Model(count(params), batch, example / 1e3, activations, memory * 2**30, bandwidth * 1e9, latency / 1e6)
     found = Found({int(devices): each for devices, each in ms.items()}, examples, model, total)
@@ -148,14 +146,14 @@ def check_step(text: str, parameters: int) -> None:
     claim("and no gather of anything", not any(f" {move}" in text for move in MOVES))
 
 
-def check_memory(params: Any, images: jax.Array, labels: jax.Array) -> float:
-    """The bytes of per-example gradients; returns those of an example's activations, which are what is left."""
-    gradient, some, twice = 4 * count(params), (images[:8], labels[:8]), (images[:16], labels[:16])
+def check_memory(params: Any) -> None:
+    """The bytes of per-example gradients."""
+    gradient, some, twice = 4 * count(params), batch_of(8), batch_of(16)
     every = compiled(jpool.per_example_value_and_grad(lenet.loss), params, *some)
     extra = every.output_size_in_bytes - 8 * (gradient + 4)  # the addresses of the results
     claim("8 per-example gradients and losses are 8 * 4 (P + 1) bytes", 0 <= extra < 1024)
 
-    def held(size: int, batch: tuple[jax.Array, jax.Array]) -> int:
+    def held(size: int, batch: Any) -> int:
         statistics = jpool.gradient_statistics(lenet.loss, microbatch_size=size)
         return compiled(statistics, params, *batch).temp_size_in_bytes
 
@@ -163,7 +161,27 @@ def check_memory(params: Any, images: jax.Array, labels: jax.Array) -> float:
     grows, more = held(4, twice) / of_four - 1, (of_four - held(2, some)) / 2
     claim(f"statistics of twice the examples take the same memory at a microbatch of 4, to {grows:.2%}", grows < 0.01)
     claim(f"and {more / gradient:.2f} times 4 P bytes for each example at a time", 1 <= more / gradient < 1.5)
-    return more - gradient
+
+
+def besides(params: Any, memory: float) -> float:
+    """The bytes that an example needs beside its gradient where memory is full: XLA lays large arrays out otherwise."""
+    gradient = 4 * count(params)
+
+    def full(size: int) -> float:
+        need = compiled(jpool.gradient_statistics(lenet.loss), params, *batch_of(size))
+        return need.temp_size_in_bytes + need.argument_size_in_bytes + need.output_size_in_bytes + SLOTS * gradient
+
+    most = max(1, int(memory / gradient))  # by the gradients alone
+    each = (full(most) - (2 + SLOTS) * gradient) / most
+    size = max(1, int((memory - (2 + SLOTS) * gradient) / each))
+    need = full(size)
+    claim(f"{size:,} examples at a time need {need / 2**30:.2f} of {memory / 2**30:g} GiB", need < 1.01 * memory)
+    return each - gradient
+
+
+def batch_of(examples: int) -> Any:
+    """The shapes of a batch: to ask what a program needs, no numbers are."""
+    return jax.ShapeDtypeStruct((examples, 28, 28), "float32"), jax.ShapeDtypeStruct((examples,), "int32")
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -174,7 +192,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 def tell(found: Found) -> None:
     """Both tables."""
     model = found.model
-    print(f"\nmeasured: {found.examples} digits on devices that share {timing.cores()} cores, so none can be faster")
+    print(f"\nmeasured: {found.examples} examples, on more devices but no more than {timing.cores()} cores")
     print("| devices | ms a step | of one device's |\n|---:|---:|---:|")
     for devices, ms in found.ms.items():
         print(f"| {devices} | {ms:.1f} | {ms / found.ms[1]:.2f} |")
@@ -203,7 +221,7 @@ def picture(found: Found) -> Figure:
     bars = left.bar(list(map(str, found.ms)), list(found.ms.values()), color=blue["color"], width=0.6)
     left.bar_label(bars, fmt="%.1f")
     title = f"measured: devices that share {timing.cores()} cores"
-    style.tidy(left, title, xlabel=f"devices, {found.examples} digits in all", ylabel="ms a step")
+    style.tidy(left, title, xlabel=f"devices, {found.examples} examples in all", ylabel="ms a step")
 
     per_device, total, at = model.per_device, found.total, np.array(CLUSTER)
     for label, sizes, line in (
@@ -219,7 +237,7 @@ def picture(found: Found) -> Figure:
     middle.legend(loc="lower left")
 
     examples = np.geomspace(1, 65536)
-    fixed, each = 4 * model.parameters * (2 + SLOTS), 4 * model.parameters + model.activations
+    fixed, each = 4 * model.parameters * (2 + SLOTS), 4 * model.parameters + model.besides
     for label, together, line in (("all at once", examples, red), ("32 at a time", np.minimum(examples, 32), blue)):
         right.plot(examples, (fixed + each * together) / 2**30, color=line["color"], label=label)
     right.axhline(model.memory / 2**30, color=style.GREY, linestyle=":", label=f"{model.memory / 2**30:g} GiB")

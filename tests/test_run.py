@@ -39,9 +39,17 @@ def few(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """As in a terminal, wherever the tests run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def options(few, tmp_path):
-    return ["--data", str(few), "--out", str(tmp_path / "out"), "--batch-size", "32", "--epochs", "8", "--devices", "1"]
+    return ["--data", str(few), "--out", str(tmp_path / "out"), "--batch-size", "32", "--epochs", "4", "--devices", "1"]
 
 
 def numbers(directory):
@@ -56,7 +64,7 @@ def never_interrupted(few, tmp_path_factory):
     kept = tmp_path_factory.mktemp("whole")
     where = ["--out", str(tmp_path_factory.mktemp("out")), "--checkpoint", str(kept)]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        train_digits.main(["--data", str(few), "--batch-size", "32", "--epochs", "8", "--devices", "1", *where])
+        train_digits.main(["--data", str(few), "--batch-size", "32", "--epochs", "4", "--devices", "1", *where])
     return numbers(kept)
 
 
@@ -67,32 +75,31 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(options, tmp_p
         [*MODULE, *options, "--checkpoint", str(kept)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         for line in process.stdout:
-            if line.startswith("epoch 1/8"):
+            if line.startswith("epoch 1/4"):
                 process.kill()
     assert process.returncode == -signal.SIGKILL
     train_digits.main([*options, "--checkpoint", str(kept), "--resume"])
-    assert re.search(r"^going on after step (0|[369]|1[258]|21)$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^going on after step (0|3|6|9|12)$", capsys.readouterr().out, re.MULTILINE)
     assert numbers(kept) == never_interrupted
-    assert never_interrupted[0] == 24
+    assert never_interrupted[0] == 12
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_says_how_to_go_on_and_the_run_ends_with_the_same_bits(
-    options, signal_number, tmp_path, never_interrupted, capsys, monkeypatch
+    options, tmp_path, never_interrupted, capsys, monkeypatch
 ):
     kept, steps = tmp_path / "kept", []
 
     def split(mesh, batch):
         steps.append(1)
         if len(steps) == 5:  # the second of the second epoch
-            signal.raise_signal(signal_number)
+            signal.raise_signal(signal.SIGINT)
         return batch
 
     with monkeypatch.context() as patched:
         patched.setattr(cluster, "split", split)
         with pytest.raises(SystemExit) as caught:
             train_digits.main([*options, "--checkpoint", str(kept)])
-    assert caught.value.code == 128 + signal_number
+    assert caught.value.code == 130
     assert numbers(kept)[0] == 5
     said = capsys.readouterr().err.strip()
     again = re.fullmatch(r"stopped after step 5, as asked; go on with: python -m experiments\.train_digits (.*)", said)[
@@ -103,7 +110,17 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_ends_with_the_same_bits(
     assert numbers(kept) == never_interrupted
     train_digits.main(again.split())  # finished: nothing is left to do but to report
     assert "test accuracy: " in capsys.readouterr().out
-    assert signal.getsignal(signal_number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_polite_kill_is_heard_and_what_is_ignored_stays_ignored():
+    with progress.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.asked == signal.SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what is to run in the background
+    with progress.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert not interrupt.asked
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -361,10 +378,10 @@ def test_two_processes_share_every_batch_and_can_be_resumed_by_one(options, tmp_
     assert "batches of 32, 16 on each of 2 devices" in printed[0]
     assert "accuracy" not in others[0]
     step, _, _, reports = numbers(tmp_path / "kept")
-    assert step == 24
+    assert step == 12
     np.testing.assert_allclose(reports, never_interrupted[3], rtol=1e-3)
     train_digits.main([*options, "--checkpoint", str(tmp_path / "kept"), "--resume"])
-    assert "going on after step 24" in capsys.readouterr().out
+    assert "going on after step 12" in capsys.readouterr().out
 
 
 def test_a_process_0_that_does_not_come_is_not_waited_for_forever(monkeypatch, capsys):

@@ -70,7 +70,7 @@ def test_weights_may_be_a_list():
     narrow = jax.tree.map(jnp.float32, (PARAMS, XS, YS))
     f = jpool.gradient_statistics(loss)
     found, expected = (
-        f(*narrow, weights=weights) for weights in ([1, 0, 1, 1, 0, 0, True], np.array([1, 0, 1, 1, 0, 0, 1]))
+        f(*narrow, weights=weights) for weights in ([1, 0, 1, 1, 0, 0, 1], np.array([1, 0, 1, 1, 0, 0, 1]))
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
