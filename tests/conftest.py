@@ -1,7 +1,11 @@
 """Silent promotion is an error in every test of the library; experiments are written as their users write."""
 
+import gc
+
 import jax
 import pytest
+
+gc.set_threshold(100_000, 50, 100)  # what JAX keeps of thousands of programs is looked through less often
 
 jax.config.update("jax_num_cpu_devices", 8)  # of which most tests use the first
 jax.config.update("jax_numpy_dtype_promotion", "strict")
