@@ -21,7 +21,7 @@ def promotion_as_usual():
 @pytest.fixture
 def compiled_quickly():
     """For tests that something runs and says what it should, where compiling takes nearly all of the time."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
