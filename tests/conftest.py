@@ -18,10 +18,12 @@ def promotion_as_usual():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiled_quickly():
-    """For tests that something runs and says what it should, where compiling takes nearly all of the time."""
+    """For modules that test that something runs and says what it should, where compiling takes most of the time."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that are started
+        yield
     jax.config.update("jax_disable_most_optimizations", before)

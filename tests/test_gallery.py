@@ -11,7 +11,7 @@ import pytest
 
 from experiments import caffe, caffe_solvers, command, layers, linearity, loop, shortcuts, wrong_averages
 
-pytestmark = pytest.mark.usefixtures("promotion_as_usual")
+pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 ROOT = Path(__file__).parents[1]
 SMALLEST = {
     "two_inputs": "--side 3 --examples 3",
@@ -29,7 +29,6 @@ def experiment(name):
     return importlib.import_module(f"experiments.{name}")
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_experiment_at_its_smallest(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ import jpool
 from experiments import checkpoints, cluster, data, loop, progress, run, train_digits
 from experiments.checkpoints import CheckpointError, Checkpoints
 
-pytestmark = pytest.mark.usefixtures("promotion_as_usual")
+pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 ROOT = Path(__file__).parents[1]
 MODULE = [sys.executable, "-m", "experiments.train_digits"]
 TIME_LIMIT = 240  # seconds, of a machine that does other things as well
@@ -60,7 +60,7 @@ def numbers(directory):
 
 
 @pytest.fixture(scope="module")
-def never_interrupted(few, tmp_path_factory):
+def never_interrupted(few, tmp_path_factory, compiled_quickly):
     kept = tmp_path_factory.mktemp("whole")
     where = ["--out", str(tmp_path_factory.mktemp("out")), "--checkpoint", str(kept)]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
