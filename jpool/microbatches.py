@@ -60,10 +60,10 @@ def with_plain_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rewritten(part: Any) -> Any:
     """A jaxpr, or whatever else a parameter of a primitive may be, with every convolution in it exchanged."""
-    if isinstance(part, core.ClosedJaxpr) and part.jaxpr is not part:  # newer versions of JAX have one kind only
-        return part.replace(jaxpr=_rewritten(part.jaxpr))
     if isinstance(part, core.Jaxpr):
         return part.replace(eqns=[_rewritten_equation(equation) for equation in part.eqns])
+    if isinstance(getattr(part, "jaxpr", None), core.Jaxpr):  # closed, which is a kind of its own in older versions
+        return part.replace(jaxpr=_rewritten(part.jaxpr))
     if type(part) is tuple:
         return tuple(map(_rewritten, part))
     return part
