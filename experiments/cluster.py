@@ -99,23 +99,22 @@ def mesh_of(devices: list[Any]) -> Mesh:
 
 
 def split(mesh: Mesh | None, batch: Any) -> Any:
-    """Takes its own part from a batch that every process has; nothing is sent."""
-    if mesh is None:
-        return batch
-    sharding = NamedSharding(mesh, P("data"))
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index])), batch
-    )
+    """A batch that every process has, its examples over the mesh."""
+    return _spread(mesh, batch, P("data"))
 
 
 def everywhere(mesh: Mesh | None, tree: Any) -> Any:
-    """Puts what every process has on all devices; nothing is sent."""
+    """What every process has, on all devices."""
+    return _spread(mesh, tree, P())
+
+
+def _spread(mesh: Mesh | None, tree: Any, spec: P) -> Any:
+    """Every device takes its part of what its own process has; nothing is sent."""
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, P())
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda _: np.asarray(leaf)), tree
-    )
+    sharding = NamedSharding(mesh, spec)
+    own = lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda part: np.asarray(leaf[part]))  # noqa: E731
+    return jax.tree.map(own, tree)
 
 
 def here(tree: Any) -> Any:

@@ -2,9 +2,9 @@
 
     python -m experiments.scaling --memory 16 --bandwidth 25 --latency 5
 
-Measured: one step on 1, 2, 4 and 8 devices that a CPU is told to be. They share its cores, so nothing can get faster;
-what shows is what splitting costs. Predicted, for devices of their own, with P parameters of 4 bytes, B examples on
-each of n devices, m of them at a time:
+Measured: one step on 1, 2, 4 and 8 devices that a CPU is told to be. They share its cores, so
+no more is computed at a time; what shows is what splitting costs. Predicted, for devices of their own, with P
+parameters of 4 bytes, B examples on each of n devices, m of them at a time:
 
     per-example gradients   4 P m bytes, whatever B is; 4 P B without microbatches
     microbatch that fits    m = (memory - 4 P (2 + s)) / (4 P + a): beside parameters and the sum of gradients there
@@ -26,8 +26,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
 
 import jpool
@@ -83,7 +81,7 @@ class Step:
         """Splits the batch and compiles the step."""
         optimizer = optax.sgd(0.01, momentum=0.9)
         mesh = cluster.mesh_of(jax.devices()[:devices])
-        self.state = jax.device_put(jpool.TrainState.create(params, optimizer), NamedSharding(mesh, P()))
+        self.state = cluster.everywhere(mesh, jpool.TrainState.create(params, optimizer))
         self.batch = cluster.split(mesh, batch)
         step: Any = jpool.make_train_step(lenet.loss, optimizer, mesh=mesh)
         self.program = step.lower(self.state, *self.batch).compile()
@@ -114,9 +112,9 @@ def measure(
     check_equal(steps)
     check_step(steps[max(steps)].program.as_text(), count(params))
     check_memory(params)
-    activations = besides(params, memory * 2**30)
+    beside = besides(params, memory * 2**30)
     ms = timing.medians({str(devices): step.take for devices, step in steps.items()}, rounds)
-    model = Model(count(params), batch, example / 1e3, activations, memory * 2**30, bandwidth * 1e9, latency / 1e6)
+    model = Model(count(params), batch, example / 1e3, beside, memory * 2**30, bandwidth * 1e9, latency / 1e6)
     found = Found({int(devices): each for devices, each in ms.items()}, examples, model, total)
     tell(found)
     return found

@@ -45,30 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoints = open_checkpoints(options, digits)
     except (DataError, OSError, cluster.ClusterError, CheckpointError) as error:
         parser.error(str(error))
-    steps = len(digits.train_images) // options.batch_size
-    make_optimizer, _ = OPTIMIZERS[options.optimizer]
-    optimizer = make_optimizer(optax.cosine_decay_schedule(options.learning_rate, options.epochs * steps))
-    if options.skip_nonfinite:  # a run is given up before optax loses patience and applies what it is given
-        optimizer = optax.apply_if_finite(optimizer, 100 * SKIPS)
-
-    say = print if cluster.first() else lambda *words, **how: None
     device = jax.devices()[0]
     say(f"{len(digits.train_images)} digits to train, {len(digits.test_images)} held out; {batches(options, mesh)}")
-    say(f"device: {device.platform} ({device.device_kind}), jax {jax.__version__}", flush=True)
+    say(f"device: {device.platform} ({device.device_kind}), jax {jax.__version__}")
     try:
-        run = begin(optimizer, options.seed, mesh)
-        if checkpoints is not None and options.resume:
-            run = resumed(checkpoints, run)
-            say(
-                f"going on after step {run.state.step}"
-                if checkpoints.last is not None
-                else "no step to go on from: a new run"
-            )
-        progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.first())
-        sizes = {"epochs": options.epochs, "batch_size": options.batch_size, "microbatch_size": options.microbatch}
-        with progress.bar:
-            runs = train(digits, optimizer, run, **sizes, mesh=mesh)
-            run = follow(runs, run, progress, checkpoints, skip_nonfinite=options.skip_nonfinite)
+        run = trained(options, digits, mesh, checkpoints)
     except (CheckpointError, NotFiniteError) as error:
         sys.exit(str(error))
     except Stopped as stopped:
@@ -78,6 +59,31 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + (number or signal.SIGINT))
     if cluster.first():
         finish(run, digits, options.out)
+
+
+def say(words: str) -> None:
+    """Prints, in one of all processes."""
+    if cluster.first():
+        print(words, flush=True)
+
+
+def trained(options: argparse.Namespace, digits: Digits, mesh: Mesh | None, checkpoints: Checkpoints | None) -> Run:
+    """The run at its end, begun anew or at its newest checkpoint."""
+    steps = len(digits.train_images) // options.batch_size
+    make_optimizer, _ = OPTIMIZERS[options.optimizer]
+    optimizer = make_optimizer(optax.cosine_decay_schedule(options.learning_rate, options.epochs * steps))
+    if options.skip_nonfinite:  # a run is given up before optax loses patience and applies what it is given
+        optimizer = optax.apply_if_finite(optimizer, 100 * SKIPS)
+    run = begin(optimizer, options.seed, mesh)
+    if checkpoints is not None and options.resume:
+        run = resumed(checkpoints, run)
+        found = checkpoints.last is not None
+        say(f"going on after step {run.state.step}" if found else "no step to go on from: a new run")
+    progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.first())
+    sizes = {"epochs": options.epochs, "batch_size": options.batch_size, "microbatch_size": options.microbatch}
+    with progress.bar:
+        runs = train(digits, optimizer, run, **sizes, mesh=mesh)
+        return follow(runs, run, progress, checkpoints, skip_nonfinite=options.skip_nonfinite)
 
 
 def finish(run: Run, digits: Digits, out: Path) -> None:

@@ -20,9 +20,11 @@ Shape = tuple[int, ...]
 
 
 def over_devices(function: Callable[..., Any], mesh: Mesh, axis_name: str, out_specs: Any) -> Callable[..., Any]:
-    """The same function of (params, batch) with the examples split over the mesh; params are on every device."""
-    own = lambda params, batch: function(varying(params, batch), batch)  # noqa: E731
-    program = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=(P(), P(axis_name)), out_specs=out_specs))
+    """The same function of (params, batch) with the examples split over the mesh; params are on every device.
+
+    What function differentiates by has to go through `varying`.
+    """
+    program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), P(axis_name)), out_specs=out_specs))
     return lambda params, batch: program(place(params, mesh), place(batch, mesh, axis_name))
 
 

@@ -135,14 +135,14 @@ def gradient_totals(
 
     def of_microbatch(params: Any, batch: Any, weights: Any) -> tuple[Totals, Any]:
         losses, gradients = each_example(loss)(params, *batch)
-        if weights is not None:  # chosen, not multiplied: 0 * nan is nan
-            losses, gradients = jax.tree.map(lambda leaf: _chosen(leaf, weights), (losses, gradients))
+        present = jnp.ones(losses.shape, bool) if weights is None else weights.astype(bool)
+        if weights is not None:
+            losses, gradients = jax.tree.map(lambda leaf: _chosen(leaf, present), (losses, gradients))
         wide = _widest(gradients)
         gradients = jax.tree.map(lambda leaf: leaf.astype(wide), gradients)
         squared_norms = jax.vmap(lambda one: optax.tree.norm(one, squared=True))(gradients) if norms else None
-        present = jnp.ones_like(losses, wide) if weights is None else weights.astype(bool).astype(wide)
-        rows = losses.astype(wide), squared_norms, gradients
-        return Totals(present.sum(), *jax.tree.map(lambda leaf: leaf.sum(axis=0), rows)), (losses, squared_norms)
+        rows = present.astype(wide), losses.astype(wide), squared_norms, gradients
+        return Totals(*jax.tree.map(lambda leaf: leaf.sum(axis=0), rows)), (losses, squared_norms)
 
     def own(params: Any, examples: Any) -> tuple[Totals, Any]:
         params = varying(params, examples)
@@ -191,9 +191,9 @@ def as_weights(weights: Any) -> jax.Array | None:
     return None if weights is None else jnp.asarray(weights)
 
 
-def _chosen(leaf: jax.Array, weights: Any) -> jax.Array:
-    present = weights.astype(bool).reshape(-1, *(1,) * (leaf.ndim - 1))
-    return jnp.where(present, leaf, jnp.zeros_like(leaf))
+def _chosen(leaf: jax.Array, present: jax.Array) -> jax.Array:
+    # Not a product: 0 * nan is nan.
+    return jnp.where(present.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf))
 
 
 def _widest(tree: Any) -> Any:

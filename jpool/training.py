@@ -131,17 +131,15 @@ class _Step:
         self._check(batch, weights)
         if self._mesh is None:
             return self._compiled(state, *batch, weights=weights)
-        placed = jax.tree.map(self._copied, state)
+        # A copy of what was moved, or the part on its own device would be the very array that is deleted below.
+        copied = lambda leaf, there: there if there is leaf else there.copy()  # noqa: E731
+        placed = jax.tree.map(copied, state, place(state, self._mesh))
         batch, weights = place((batch, weights), self._mesh, self._axis_name)
         after = self._compiled(placed, *batch, weights=weights)
         for leaf, copy in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
             if leaf is not copy and isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
                 leaf.delete()  # it is gone wherever it was, as a donated state is
         return after
-
-    def _copied(self, leaf: Any) -> Any:
-        there = place(leaf, self._mesh)
-        return there if there is leaf else there.copy()  # or the part on the leaf's own device would be the leaf
 
     def __getattr__(self, name: str) -> Any:
         if name == "_compiled":  # not there yet, when a copy is made

@@ -265,7 +265,7 @@ def test_the_help_explains_every_option():
         "--resume",
         "--skip-nonfinite",
     ):
-        assert re.search(rf"{option}.*\s+\S", text)
+        assert re.search(rf"{option} .*\S", text)
 
 
 def test_the_routing_picture_shows_what_happened(small):
