@@ -128,13 +128,15 @@ def picture(found: Found) -> Figure:
     left, right = figure.subplots(1, 2)
     scale = found.noise / found.signal
     all_digits, batches = style.SERIES[0], style.SERIES[1]
-    left.plot(found.steps, scale, label="from all 4,000 digits", **all_digits)
+    left.plot(found.steps, scale, label=f"from all {DIGITS:,} digits", **all_digits)
     left.plot(found.steps[1:], found.running[1:], label=f"from training's own batches of {BATCH}", **batches)
     left.axhline(BATCH, color="gray", linewidth=1, linestyle=":", label=f"the batch that is used, {BATCH}")
     style.tidy(left, "noise scale: the batch size it suggests (examples)", xlabel="step", yscale="log")
     left.legend()
     sizes = np.geomspace(SIZES[0], SIZES[-1])
-    right.plot(sizes, expected(found, sizes), color="black", linewidth=1, label="signal + noise / B")
+    right.plot(
+        sizes, expected(found, sizes), color="black", linewidth=1, label=f"signal + noise (1 / B + 1 / {DIGITS:,})"
+    )
     right.plot(SIZES, found.by_size, "o", color=style.SERIES[1]["color"], label="measured")
     right.axhline(found.signal[-1], color="gray", linewidth=1, linestyle="--", label="signal")
     right.axvline(scale[-1], color="gray", linewidth=1, linestyle=":", label=f"noise scale, {scale[-1]:.0f}")
