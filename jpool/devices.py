@@ -20,10 +20,7 @@ Shape = tuple[int, ...]
 
 
 def over_devices(function: Callable[..., Any], mesh: Mesh, axis_name: str, out_specs: Any) -> Callable[..., Any]:
-    """The same function of (params, batch) with the examples split over the mesh; params are on every device.
-
-    What function differentiates by has to go through `varying`.
-    """
+    """The same function of (params, batch) with the examples split over the mesh; params are on every device."""
     program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), P(axis_name)), out_specs=out_specs))
     return lambda params, batch: program(place(params, mesh), place(batch, mesh, axis_name))
 

@@ -71,10 +71,8 @@ def per_example_value_and_grad(
     check_loss(name, loss)
     check_mesh(name, mesh, axis_name)
 
-    def map_examples(params: Any, batch: Any) -> tuple[Any, Any]:
-        return each_example(loss, has_aux)(varying(params, batch), *batch)
-
-    mapped = map_examples if mesh is None else over_devices(map_examples, mesh, axis_name, P(axis_name))
+    every = each_example(loss, has_aux)
+    mapped = every if mesh is None else over_devices(every, mesh, axis_name, P(axis_name))
 
     def value_and_grad(params: Any, *batch: Any) -> tuple[Any, Any]:
         check_batch(name, batch, mesh, axis_name)
@@ -83,10 +81,11 @@ def per_example_value_and_grad(
     return value_and_grad
 
 
-def each_example(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
-    """`(params, *batch)` -> what `jax.value_and_grad` of the loss returns for every example; nothing is checked."""
+def each_example(loss: Callable[..., Any], has_aux: bool = False) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`(params, batch)` -> what `jax.value_and_grad` of the loss returns for every example; nothing is checked."""
     one_example = jax.value_and_grad(loss, has_aux=has_aux)
-    return lambda params, *batch: jax.vmap(one_example, (None,) + (0,) * len(batch))(params, *batch)
+    one = lambda params, example: one_example(params, *example)  # noqa: E731
+    return lambda params, batch: jax.vmap(one, (None, 0))(varying(params, batch), batch)
 
 
 def mean_over_examples() -> optax.GradientTransformation:

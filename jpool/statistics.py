@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jpool.devices import check_batch, check_mesh, over_devices, place, shapes, varying
+from jpool.devices import check_batch, check_mesh, over_devices, place, shapes
 from jpool.microbatches import in_microbatches
 from jpool.per_example import check_loss, each_example
 
@@ -132,9 +132,10 @@ def gradient_totals(
 
     Without norms, which need every gradient by itself, XLA merges the sum into the products that make the gradients.
     """
+    every = each_example(loss)
 
     def of_microbatch(params: Any, batch: Any, weights: Any) -> tuple[Totals, Any]:
-        losses, gradients = each_example(loss)(params, *batch)
+        losses, gradients = every(params, batch)
         present = jnp.ones(losses.shape, bool) if weights is None else weights.astype(bool)
         if weights is not None:
             losses, gradients = jax.tree.map(lambda leaf: _chosen(leaf, present), (losses, gradients))
@@ -145,7 +146,6 @@ def gradient_totals(
         return Totals(*jax.tree.map(lambda leaf: leaf.sum(axis=0), rows)), (losses, squared_norms)
 
     def own(params: Any, examples: Any) -> tuple[Totals, Any]:
-        params = varying(params, examples)
         return in_microbatches(lambda examples: of_microbatch(params, *examples), microbatch_size)(examples)
 
     def own_of_many(params: Any, examples: Any) -> tuple[Totals, Any]:
