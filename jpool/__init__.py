@@ -28,7 +28,7 @@ from jpool.adaptive import adaptive_max_pool, adaptive_max_pool_with_argmax, glo
 from jpool.argmax import convert_argmax, max_pool_with_argmax
 from jpool.geometry import pooled_shape
 from jpool.per_example import mean_over_examples, per_example_value_and_grad
-from jpool.pooling import max_pool, min_pool
+from jpool.pooling.max_pool import max_pool, min_pool
 from jpool.statistics import GradientStatistics, gradient_statistics
 from jpool.training import Metrics, TrainState, make_train_step
 from jpool.unpooling import max_unpool

@@ -1,17 +1,20 @@
 """Adaptive pooling: as many windows as asked for, whatever the size. And global pooling, which asks for one."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jpool import arguments
-from jpool.derivative import Pooling, irregular, pool, pool_with_argmax, regular
 from jpool.examples import places, real_array
-from jpool.geometry import Axis, Geometry, with_channels
-from jpool.parts import parts_of
+from jpool.geometry import Axis, Geometry
+from jpool.parts import joined, passes, slices
+from jpool.pooling.backward import to_accumulator
+from jpool.pooling.vjp import pool, pool_with_argmax
 
 
 def adaptive_max_pool(
@@ -51,8 +54,8 @@ def adaptive_max_pool(
       >>> jax.grad(lambda x: jpool.adaptive_max_pool(x, (3,), channel_axis=None).sum())(x)
       Array([1., 0., 1., 0., 1.], dtype=float32)
     """
-    x, pooling = _resolved("adaptive_max_pool", x, output_shape, channel_axis, forward_mode)
-    return pool(pooling, x, bool(forward_mode))
+    x, outputs = _resolved("adaptive_max_pool", x, output_shape, channel_axis, forward_mode)
+    return _pool(outputs, x, bool(forward_mode))
 
 
 def adaptive_max_pool_with_argmax(
@@ -87,9 +90,9 @@ def adaptive_max_pool_with_argmax(
       (Array([3., 4., 5.], dtype=float32), Array([0, 2, 4], dtype=int32))
     """
     function = "adaptive_max_pool_with_argmax"
-    x, pooling = _resolved(function, x, output_shape, channel_axis, forward_mode)
+    x, outputs = _resolved(function, x, output_shape, channel_axis, forward_mode)
     arguments.grid(function, "x", arguments.spatial_part(x.shape, channel_axis))
-    return pool_with_argmax(pooling, x, bool(forward_mode), places(x.shape, channel_axis))
+    return _pool_with_argmax(outputs, x, bool(forward_mode), places(x.shape, channel_axis))
 
 
 def global_max_pool(
@@ -129,25 +132,59 @@ def global_max_pool(
             f"global_max_pool: x must have at least one spatial axis beside its channels; got shape {x.shape} and "
             f"channel_axis={channel_axis}. If it has no channels, say channel_axis=None."
         )
-    x, pooling = _resolved("global_max_pool", x, (1,) * rank, channel_axis, forward_mode)
-    values = pool(pooling, x, bool(forward_mode))
+    x, outputs = _resolved("global_max_pool", x, (1,) * rank, channel_axis, forward_mode)
+    values = _pool(outputs, x, bool(forward_mode))
     return values if keepdims else values.reshape(() if channel_axis is None else x.shape[channel_axis])
 
 
 def _resolved(
     function: str, x: Any, output_shape: Any, channel_axis: Any, forward_mode: Any
-) -> tuple[jax.Array, Pooling]:
-    """Everything checked: x as an array, and the pooling. If all windows have one size side by side, it is regular."""
+) -> tuple[jax.Array, tuple[int, ...]]:
+    """Everything checked: x as an array, and how many windows every one of its axes has."""
     x = real_array(function, "x", x)
     outputs = arguments.sizes(function, "output_shape", output_shape)
     arguments.channel_axis(function, channel_axis)
     arguments.flag(function, "forward_mode", forward_mode)
-    sizes = arguments.example_shape(function, x.shape, "output_shape", outputs, channel_axis)
-    if all(size % output == 0 for size, output in zip(sizes, outputs, strict=True)):
-        windows = [size // output for size, output in zip(sizes, outputs, strict=True)]
-        axes = [Axis(*axis) for axis in zip(sizes, windows, windows, repeat(1), repeat(0), outputs)]
-        return x, regular(Geometry(with_channels(axes, x.shape, channel_axis)))
-    wanted = list(outputs)
+    arguments.example_shape(function, x.shape, "output_shape", outputs, channel_axis)
+    along = list(outputs)
     if channel_axis is not None:
-        wanted.insert(channel_axis % x.ndim, x.shape[channel_axis])
-    return x, irregular(parts_of(x.shape, wanted))
+        along.insert(channel_axis % x.ndim, x.shape[channel_axis])
+    return x, tuple(along)
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _pool(outputs: tuple[int, ...], x: jax.Array, forward_mode: bool) -> jax.Array:
+    if (geometry := _regular(x.shape, outputs)) is not None:
+        return pool(geometry, x, forward_mode)
+    values = _widened(x)
+    for each in passes(x.shape, outputs):
+        pieces = zip(each.parts, slices(each, values), strict=True)
+        values = jax.lax.optimization_barrier(joined(each, [pool(part.geometry, piece, forward_mode) for part, piece in pieces]))
+    return values.astype(x.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _pool_with_argmax(
+    outputs: tuple[int, ...], x: jax.Array, forward_mode: bool, argmax: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    if (geometry := _regular(x.shape, outputs)) is not None:
+        return pool_with_argmax(geometry, x, forward_mode, argmax)
+    values = _widened(x)
+    for each in passes(x.shape, outputs):
+        pieces = zip(each.parts, slices(each, values), slices(each, argmax), strict=True)
+        found = [pool_with_argmax(part.geometry, piece, forward_mode, where) for part, piece, where in pieces]
+        values, argmax = (joined(each, arrays) for arrays in zip(*found, strict=True))
+    return values.astype(x.dtype), argmax
+
+
+def _regular(sizes: tuple[int, ...], outputs: tuple[int, ...]) -> Geometry | None:
+    """All windows at once, if they have one size, side by side."""
+    if any(output and size % output for size, output in zip(sizes, outputs, strict=True)):
+        return None
+    windows = [size // output if output else 1 for size, output in zip(sizes, outputs, strict=True)]
+    return Geometry(tuple(Axis(*axis) for axis in zip(sizes, windows, windows, repeat(1), repeat(0), outputs)))
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Narrow floats as float32, which is exact: what parts send to one element is then added up in float32."""
+    return to_accumulator(x) if jnp.issubdtype(x.dtype, jnp.floating) else x

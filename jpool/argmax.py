@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from jpool import arguments
-from jpool.derivative import pool_with_argmax, regular
+from jpool.pooling.vjp import pool_with_argmax
 from jpool.examples import index_array, places, resolved
 
 NUMBERINGS = ("tensorflow", "onnx", "onnx_column_major")
@@ -81,7 +81,7 @@ def max_pool_with_argmax(
     )
     spatial = arguments.spatial_part(x.shape, channel_axis)
     arguments.grid("max_pool_with_argmax", "x", spatial)
-    return pool_with_argmax(regular(geometry), x, bool(forward_mode), places(x.shape, channel_axis))
+    return pool_with_argmax(geometry, x, bool(forward_mode), places(x.shape, channel_axis))
 
 
 def convert_argmax(

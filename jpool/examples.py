@@ -94,7 +94,7 @@ def resolved(
     ties: Any,
     forward_mode: Any,
     *,
-    least: bool = False,
+    minimum: bool = False,
 ) -> tuple[Geometry, jax.Array]:
     """Everything checked: the geometry, and x as an array."""
     x = real_array(function, "x", x)
@@ -109,6 +109,6 @@ def resolved(
         ceil_mode=ceil_mode,
         channel_axis=channel_axis,
         ties=ties,
-        least=least,
+        minimum=minimum,
     )
     return geometry, x

@@ -1,15 +1,17 @@
-"""The integers of a pooling, decided in one place. No array and no jax in this room.
+"""The integers of a pooling, decided in one place. No array of the user and no jax in this module.
 
-Everything static about one call (sizes, windows, strides, padding, dilation, where the channels are, who wins a tie) is
-resolved here into one frozen, hashable `Geometry`, before any array is touched. The rooms above receive a geometry that
-is known to be good.
+Everything static about one call (sizes, windows, strides, padding, dilation, where the channels are, the rule for ties) is
+resolved here into one frozen, hashable `Geometry`, before any array is touched. The modules that use it receive a
+geometry that is known to be good.
 
-The channel axis is an axis like the others, with a window of 1: no later room asks where the channels are.
+The channel axis is an axis like the others, with a window of 1: no later module asks where the channels are.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jpool import arguments
 from jpool.arguments import Pad
@@ -38,15 +40,31 @@ class Axis(NamedTuple):
     @property
     def overhangs(self) -> bool:
         """Whether some window reads padding, before the first element or after the last."""
-        return self.low > 0 or self.reach > self.low + self.size
+        return not self.is_identity and (self.low > 0 or self.reach > self.low + self.size)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every element is a window by itself, as along the channels and the batch."""
+        return self.window == self.stride == 1 and self.low == 0 and self.output == self.size
+
+    def real_taps(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last tap of each window that are not in the padding; first > last where all are.
+
+        One number for all windows where none overhangs.
+        """
+        if not self.overhangs:
+            return np.zeros(1, int), np.full(1, self.window - 1)
+        start = np.arange(self.output) * self.stride - self.low
+        first = np.maximum(-(start // self.dilation), 0)
+        return first, np.minimum((self.size - 1 - start) // self.dilation, self.window - 1)
 
 
 class Geometry(NamedTuple):
-    """One pooling of one example: an `Axis` for every array axis, the channel axis among them, and who wins."""
+    """One pooling of one example: an `Axis` for every array axis, the channel axis among them, and the rule for ties."""
 
     axes: tuple[Axis, ...]
     ties: str = "first"  # one of arguments.TIES
-    least: bool = False  # whether the smallest element of a window wins, instead of the largest
+    minimum: bool = False  # whether the smallest element of a window wins, instead of the largest
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -60,7 +78,7 @@ class Geometry(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """Elements of one window. Winners are numbered 0 .. taps - 1 in row-major order; `taps` itself says "none"."""
+        """Elements of one window. Winners are numbered 0 .. taps - 1 in row-major order; `taps` is no winner."""
         return math.prod(axis.window for axis in self.axes)
 
 
@@ -75,7 +93,7 @@ def resolve(
     ceil_mode: Any,
     channel_axis: Any,
     ties: Any = "first",
-    least: bool = False,
+    minimum: bool = False,
 ) -> Geometry:
     """Turns the arguments of the public function called `function` into a `Geometry`, or says what is wrong with them.
 
@@ -102,7 +120,7 @@ def resolve(
                 f"{padded} (size {size}, padding {padding!r}). Take a smaller window or pad more."
             )
         axes.append(axis)
-    return Geometry(with_channels(axes, shape, channel_axis), ties, least)
+    return Geometry(with_channels(axes, shape, channel_axis), ties, minimum)
 
 
 def pooled_shape(
@@ -158,11 +176,11 @@ def with_channels(axes: list[Axis], shape: tuple[int, ...], channel_axis: int | 
     """The spatial axes, and among them the channel axis of an array of that shape."""
     if channel_axis is None:
         return tuple(axes)
-    channels = alone(shape[channel_axis])
+    channels = identity(shape[channel_axis])
     return (channels, *axes) if channel_axis == 0 else (*axes, channels)
 
 
-def alone(size: int) -> Axis:
+def identity(size: int) -> Axis:
     """An axis along which every element is a window by itself."""
     return Axis(size, 1, 1, 1, 0, size)
 
@@ -183,5 +201,6 @@ def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode
             output = -(-(padded - span) // stride) + 1
             if (output - 1) * stride >= size + low:  # the last window would start beyond the input
                 output -= 1
-    # One window has no next one, and its stride may be anything: at its own extent, every element asks it alone.
+    # One window has no next one, and its stride may be anything. At its own extent, it is the only one that covers
+    # an element.
     return Axis(size, window, stride if output > 1 else span, dilation, low, output), padded

@@ -20,7 +20,9 @@ from jax import lax
 from jpool import arguments
 from jpool.examples import channels_back, channels_last, index_array, places, real_array
 from jpool.linear import Pair, apply
-from jpool.slices import Arrays, wide
+from jpool.pooling.backward import to_accumulator as wide
+
+Arrays = tuple[jax.Array, ...]
 
 
 def max_unpool(

@@ -5,6 +5,8 @@ import gc
 import jax
 import pytest
 
+from jpool.pooling import primitives
+
 gc.set_threshold(100_000, 50, 100)  # what JAX keeps of thousands of programs is looked through less often
 
 jax.config.update("jax_num_cpu_devices", 8)  # of which most tests use the first
@@ -27,3 +29,19 @@ def compiled_quickly():
         environment.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that are started
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+ARRANGEMENTS = {"cpu": primitives.PLATFORMS["cpu"], "gpu": primitives.PLAIN, "tpu": primitives.PLATFORMS["tpu"]}
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def arrangement(request):
+    """The tests of a module that uses this run on this CPU as they would there, and again as a GPU would compute."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(primitives.PLATFORMS, "cpu", ARRANGEMENTS[request.param])
+        jax.config.update("jax_disable_most_optimizations", before or request.param != "cpu")  # compiles sooner
+        jax.clear_caches()  # of programs for the other one
+        yield request.param
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()

@@ -11,7 +11,9 @@ from cases import CONTENTS
 from test_transformations import FORBIDDEN, compiled_instructions, lowered_instructions
 
 import jpool
-from jpool.parts import parts_of
+from jpool.parts import passes
+
+pytestmark = pytest.mark.usefixtures("arrangement")
 
 SHAPES = {
     # name: (shape, output, channel_axis)
@@ -77,11 +79,11 @@ def test_windows_are_torchs_and_not_equinoxs():
 
 def test_parts_are_few():
     """Windows of one size at one distance are pooled together, however many."""
-    (line,) = parts_of((30,), (7,))
+    (line,) = passes((30,), (7,))
     assert [(part.start, part.geometry.axes[1].window, part.geometry.axes[1].output) for part in line.parts] == [
         (0, 5, 3), (12, 6, 1), (17, 5, 3),
     ]  # fmt: skip
-    (repeated,) = parts_of((3 * 10**5,), (2 * 10**5,))
+    (repeated,) = passes((3 * 10**5,), (2 * 10**5,))
     assert (repeated.groups, len(repeated.parts)) == (10**5, 1)
 
 

@@ -9,6 +9,8 @@ from cases import CASES, CONTENTS
 
 import jpool
 
+pytestmark = pytest.mark.usefixtures("arrangement")
+
 inf, nan = np.inf, np.nan
 
 

@@ -8,6 +8,8 @@ from cases import CASES, CONTENTS
 
 import jpool
 
+pytestmark = pytest.mark.usefixtures("arrangement")
+
 
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("name", CASES)
@@ -33,6 +35,8 @@ def test_these_cases_have_windows_without_a_real_element():
     assert empty == {
         "only_padding",
         "only_padding_strided",
+        "one_window_of_padding",
+        "all_begin_in_padding",
         "one_row_strided",
         "one_row_padded",
         "long_only_padding",

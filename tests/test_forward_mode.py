@@ -12,6 +12,8 @@ from cases import CASES, CONTENTS
 import jpool
 from jpool.arguments import TIES
 
+pytestmark = pytest.mark.usefixtures("arrangement")
+
 inf = np.inf
 
 

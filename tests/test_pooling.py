@@ -10,6 +10,8 @@ import pytest
 
 import jpool
 
+pytestmark = pytest.mark.usefixtures("arrangement")
+
 inf, nan = np.inf, np.nan
 
 

@@ -8,11 +8,14 @@ from functools import partial
 import jax
 import numpy as np
 import oracle
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jpool
+
+pytestmark = pytest.mark.usefixtures("arrangement")
 
 MOST = {1: (60, 24), 2: (11, 10), 3: (5, 4)}  # by number of spatial axes: longest axis, longest window
 

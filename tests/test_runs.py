@@ -1,4 +1,4 @@
-"""Runs are the windows, none forgotten and none reading padding; and whoever reads in place or pads finds the same winners."""
+"""XLA:CPU's runs are the windows, none forgotten and none reading padding; reading in place or padding finds the same."""
 
 import jax
 import numpy as np
@@ -8,11 +8,10 @@ from cases import CASES, CONTENTS
 from test_selection_and_routing import winner_numbers
 from test_steps import geometry
 
-from jpool import routing, selection
 from jpool.geometry import Axis
-from jpool.routing import route
-from jpool.runs import MOST_EDGES, in_place, runs, selects_in_place
-from jpool.selection import largest, select
+from jpool.pooling import cpu
+from jpool.pooling.cpu import backward, forward
+from jpool.pooling.cpu.runs import MOST_EDGES, in_place, runs, selects_in_place
 
 AXES = [
     Axis(size, window, stride, dilation, low, output)
@@ -81,7 +80,7 @@ CHOSEN = {
 
 
 def test_the_way_is_chosen_by_the_geometry_alone():
-    assert {name: selects_in_place(geometry(CASES[name])) for name in CHOSEN} == CHOSEN
+    assert {name: selects_in_place(geometry(CASES[name]), cpu.ARRANGEMENT) for name in CHOSEN} == CHOSEN
 
 
 def examples(name):
@@ -95,14 +94,14 @@ def test_padding_everything_finds_what_reading_in_place_finds(name, monkeypatch)
     case, whole, xs = CASES[name], geometry(CASES[name]), examples(name)
     pooled = [oracle.max_pool(x, case.window, **case.arguments) for x in xs]
     ct = np.random.default_rng(1).integers(-9, 10, (len(xs), *whole.values_shape)).astype(np.float32)
-    monkeypatch.setattr(selection, "selects_in_place", lambda geometry: False)
-    monkeypatch.setattr(routing, "in_place", lambda axes: False)
+    monkeypatch.setattr(forward, "selects_in_place", lambda *_: False)
+    monkeypatch.setattr(backward, "in_place", lambda axes: False)
 
     @jax.jit
     @jax.vmap
     def both(x, ct):
-        values, winners = select(whole, x)
-        return values, winners, route(whole, winners, ct)
+        values, winners = cpu.select(whole, x)
+        return values, winners[0], cpu.route(whole, winners, ct)
 
     for values, winners, routed, x, (expected, homes), sent in zip(*both(xs, ct), xs, pooled, ct, strict=True):
         np.testing.assert_array_equal(values, expected)
@@ -113,5 +112,5 @@ def test_padding_everything_finds_what_reading_in_place_finds(name, monkeypatch)
 @pytest.mark.parametrize("name", CASES)
 def test_values_without_winners_are_the_same_to_the_bit(name):
     whole = geometry(CASES[name])
-    values, alone = jax.jit(jax.vmap(lambda x: (select(whole, x)[0], largest(whole, x))))(examples(name))
+    values, alone = jax.jit(jax.vmap(lambda x: (cpu.select(whole, x)[0], cpu.largest(whole, x))))(examples(name))
     np.testing.assert_array_equal(np.asarray(alone).view(np.uint32), np.asarray(values).view(np.uint32), strict=True)

@@ -9,8 +9,10 @@ from cases import CASES, CONTENTS
 from test_steps import geometry
 
 from jpool.geometry import Geometry
-from jpool.routing import gather, route
-from jpool.selection import padding_value, select
+from jpool.pooling.primitives import gather, route, select
+from jpool.pooling.ties import low_value
+
+pytestmark = pytest.mark.usefixtures("arrangement")
 
 FEW = [
     "halves",
@@ -45,28 +47,28 @@ def winner_numbers(case, x):
 def test_winners_are_the_row_major_numbers_of_taps(name, content):
     case = CASES[name]
     x = CONTENTS[content](np.random.default_rng(3), case.shape)
-    _, winners = jax.jit(lambda x: select(geometry(case), x))(x)
+    _, (winners,) = jax.jit(lambda x: select(geometry(case), x))(x)
     np.testing.assert_array_equal(winners, winner_numbers(case, x))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("five_by_five", "uint8"), ("taps_255", "uint8"), ("taps_256", "uint16")])
 def test_winners_are_as_narrow_as_the_window_allows(name, dtype):
     case = CASES[name]
-    _, winners = select(geometry(case), jnp.zeros(case.shape))
+    _, (winners,) = select(geometry(case), jnp.zeros(case.shape))
     assert winners.dtype == dtype
 
 
 def test_winners_of_enormous_windows_are_uint32():
     whole = geometry(CASES["long_line"]._replace(shape=(66_000, 1), window=(65_536,), arguments={}))
     x = np.random.default_rng(0).permutation(66_000).astype(np.float32)[:, None]
-    values, winners = jax.jit(lambda x: select(whole, x))(x)
+    values, (winners,) = jax.jit(lambda x: select(whole, x))(x)
     assert winners.dtype == jnp.uint32
     windows = np.lib.stride_tricks.sliding_window_view(x[:, 0], 65_536)
     np.testing.assert_array_equal(winners[:, 0], windows.argmax(1))
     np.testing.assert_array_equal(values[:, 0], windows.max(1))
     home = np.bincount(np.arange(len(windows)) + windows.argmax(1), minlength=66_000)
     np.testing.assert_array_equal(
-        jax.jit(lambda winners, ct: route(whole, winners, ct))(winners, jnp.ones_like(values))[:, 0], home
+        jax.jit(lambda winners, ct: route(whole, (winners,), ct))(winners, jnp.ones_like(values))[:, 0], home
     )
 
 
@@ -102,6 +104,6 @@ def test_gather_reads_the_winners_and_is_the_transpose_of_route(name):
 )  # fmt: skip
 def test_padding_is_what_no_element_can_lose_to(dtype, low, high):
     for least, value in ((False, low), (True, high)):
-        padding = padding_value(Geometry((), least=least), jnp.dtype(dtype))
+        padding = low_value(Geometry((), minimum=least), jnp.dtype(dtype))
         assert padding.dtype == dtype
         assert padding == np.asarray(value).astype(jnp.dtype(dtype))

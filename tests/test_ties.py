@@ -11,7 +11,9 @@ from cases import CASES, CONTENTS
 
 import jpool
 from jpool.arguments import TIES
-from jpool.selection import select
+from jpool.pooling.primitives import select
+
+pytestmark = pytest.mark.usefixtures("arrangement")
 
 inf, nan = np.inf, np.nan
 RULES = list(itertools.product(TIES, [False, True]))
@@ -143,9 +145,9 @@ def test_a_tie_of_all_taps_is_not_taken_for_no_winner():
     """Where a mask, or the number for none, is the largest of its dtype, values must not be lost."""
     for window, ties in (((2, 2, 2), "split"), ((15, 17), "none")):
         x = jnp.full(window, 3.0)
-        values, winners = jpool.derivative._select(jpool.derivative.regular(geometry(x, window, ties)), x)
+        values, winners = select(geometry(x, window, ties), x)
         assert values.item() == 3
-        assert jax.tree.leaves(winners)[0].item() == (255 if ties == "none" else 2**8 - 1)
+        assert winners[0].item() == (255 if ties == "none" else 2**8 - 1)
 
 
 def geometry(x, window, ties):
@@ -161,7 +163,7 @@ def test_blocks_that_overlap_do_not_tie_with_themselves():
         for ties in TIES:
             gradient = jax.grad(lambda x, ties=ties: jpool.max_pool(x, (31,), channel_axis=None, ties=ties).sum())(x)
             np.testing.assert_array_equal(gradient, x)
-        _, winner = jax.jit(select, static_argnums=0)(geometry(x, (31,), "none"), x)
+        _, (winner,) = jax.jit(select, static_argnums=0)(geometry(x, (31,), "none"), x)
         assert winner.tolist() == [at]
 
 

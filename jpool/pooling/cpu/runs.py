@@ -1,6 +1,6 @@
 """Which windows are computed together. Integers only.
 
-Padding is not read where it need not be: a window that hangs over the edge is a smaller window. So the windows along
+Padding is not read where it need not be: a window that overhangs the edge is a smaller window. So the windows along
 an axis are taken apart into runs, neighbours that read with the same taps. Most of them are in one run, those inside.
 Every run reads the array where it is, and what the runs find is joined.
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from jpool.geometry import Axis, Geometry
-from jpool.steps import steps
+from jpool.pooling.steps import Arrangement, steps
 
 MOST_EDGES = 3  # windows along one axis that may hang over, each a run of its own
 
@@ -31,6 +31,8 @@ class Run(NamedTuple):
 
 def runs(axis: Axis) -> list[Run]:
     """The windows along one axis, in their order. None reads padding; a run of windows in the padding has no taps."""
+    if axis.is_identity:
+        return [Run(axis, 0)]
     inside, beyond = _inside(axis)
     cuts = [*range(inside), inside, *range(beyond, axis.output), axis.output]
     return [_run(axis, start, stop) for start, stop in pairwise(cuts) if start < stop] or [Run(axis, 0)]
@@ -41,18 +43,19 @@ def in_place(axes: Sequence[Axis], *, last: int = 0) -> bool:
 
     Along that axis what the runs find is joined in the innermost loop, so joining should be a small part of the work.
     """
-    edges = [inside + axis.output - beyond for axis in axes for inside, beyond in [_inside(axis)]]
+    edges = [0 if axis.is_identity else _edges(axis) for axis in axes]
     return max(edges) <= MOST_EDGES and edges[-1] <= last
 
 
-def selects_in_place(geometry: Geometry) -> bool:
+def selects_in_place(geometry: Geometry, arrangement: Arrangement) -> bool:
     """Whether selecting reads x where it is: x is the larger by far, for padding copies x and joining copies values.
 
     And every window has a real element, for a value that is none cannot come from a run.
     """
-    shrinks = math.prod(geometry.example_shape) >= 2 * math.prod(geometry.values_shape)
+    pooled = [axis for axis in geometry.axes if not axis.is_identity]
+    shrinks = math.prod(axis.size for axis in pooled) >= 2 * math.prod(axis.output for axis in pooled)
     return (
-        len(steps(geometry)) == 1
+        len(steps(geometry, arrangement)) == 1
         and shrinks
         and in_place(geometry.axes, last=MOST_EDGES)
         and all(map(_all_real, geometry.axes))
@@ -64,6 +67,12 @@ def _inside(axis: Axis) -> tuple[int, int]:
     first = min(max(-(-axis.low // axis.stride), 0), axis.output)
     beyond = (axis.size + axis.low - axis.extent) // axis.stride + 1
     return first, min(max(beyond, first), axis.output)
+
+
+def _edges(axis: Axis) -> int:
+    """How many windows hang over."""
+    inside, beyond = _inside(axis)
+    return inside + axis.output - beyond
 
 
 def _run(axis: Axis, start: int, stop: int) -> Run:

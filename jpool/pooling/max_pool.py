@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jpool.derivative import pool, regular
+from jpool.pooling.vjp import pool
 from jpool.examples import resolved
 
 
@@ -94,7 +94,7 @@ def max_pool(
     geometry, x = resolved(
         "max_pool", x, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis, ties, forward_mode
     )
-    return pool(regular(geometry), x, bool(forward_mode))
+    return pool(geometry, x, bool(forward_mode))
 
 
 def min_pool(
@@ -157,6 +157,6 @@ def min_pool(
         channel_axis,
         ties,
         forward_mode,
-        least=True,
+        minimum=True,
     )
-    return pool(regular(geometry), x, bool(forward_mode))
+    return pool(geometry, x, bool(forward_mode))

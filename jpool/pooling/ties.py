@@ -1,0 +1,204 @@
+"""The four rules for ties, as objects: which elements of a window receive its cotangent where several are the maximum.
+
+A rule says how a tap is marked in the winners, how two candidates combine, what wins among padding, and which windows a
+tap has won. All else about pooling is the same under every rule. A new rule is a class, listed in RULES.
+
+"first", "last" and "none" number their winners: 0 .. taps - 1 in row-major order, and `taps` for no winner. "split" may
+have many winners in a window, and marks them in a mask with a bit for each tap.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jpool.geometry import Geometry
+from jpool.pooling.steps import Step
+
+Candidate = tuple[jax.Array, jax.Array]  # values and winners
+Table = Callable[[np.ndarray, np.dtype], jax.Array]  # numbers that depend on where an element is, as an array
+
+
+class First:
+    """The first maximum in row-major order wins: torch's and Caffe's rule."""
+
+    masks = False  # whether each step saves a mask of its own; if not, one number is saved for the whole window
+    from_the_end = False  # whether the last of equal elements wins
+
+    def winners_dtype(self, geometry: Geometry) -> np.dtype:
+        """The smallest unsigned integers that hold the number of every tap, and that of no winner."""
+        return np.min_scalar_type(geometry.taps)
+
+    def mark(self, geometry: Geometry, step: Step, tap: int, like: jax.Array, inner: jax.Array | None) -> jax.Array:
+        """The winners if this tap of the step wins; `inner` are those within the blocks that the step compares."""
+        number = lax.broadcast(np.asarray(tap * step.block_stride, self.winners_dtype(geometry)), like.shape)
+        return number if inner is None else lax.add(inner, number)
+
+    def stays(self, geometry: Geometry, best: jax.Array, later: jax.Array) -> jax.Array:
+        """Where the best value so far stays the best. The first NaN replaces it, for no comparison with a NaN holds."""
+        return _or_nan((lax.ge if geometry.minimum else lax.le)(later, best), best)
+
+    def combine(self, geometry: Geometry, best: Candidate, later: Candidate) -> Candidate:
+        """Of two candidates the better one, by the rule."""
+        stays = self.stays(geometry, best[0], later[0])
+        return lax.select(stays, best[0], later[0]), lax.select(stays, best[1], later[1])
+
+    def resolve_nan(self, geometry: Geometry, values: jax.Array, winners: jax.Array) -> jax.Array:
+        """The winners where the value is a NaN: the first one."""
+        return winners
+
+    def resolve_padding(self, geometry: Geometry, values: jax.Array, winners: jax.Array, low: np.ndarray) -> jax.Array:
+        """The winners after padding, of value `low`, was compared like an element, and may have been taken for one.
+
+        Where a window's value is `low`, all its elements are equal, so the geometry alone knows which of them wins.
+        """
+        if not any(axis.overhangs for axis in geometry.axes):
+            return winners
+        known = self.of_equal_elements(geometry, winners)
+        return lax.select(lax.eq(values, filled(values, low)), known, winners)
+
+    def of_equal_elements(self, geometry: Geometry, like: jax.Array) -> jax.Array:
+        """The winner of each window if all its elements are equal: along each axis the first, or the last, or none."""
+        number, exists = filled(like, 0), None
+        for i, axis in enumerate(geometry.axes):
+            first, last = axis.real_taps()
+            wins = self.has_winner(first, last)
+            tap = np.where(wins, last if self.from_the_end else first, 0) * _taps_after(geometry, i)
+            if tap.any():
+                number = lax.add(number, along(i, tap, like))
+            if not wins.all():
+                here = along(i, wins, like)
+                exists = here if exists is None else lax.bitwise_and(exists, here)
+        return number if exists is None else lax.select(exists, number, filled(like, geometry.taps))
+
+    def has_winner(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Whether equal elements at the taps `first` to `last` have a winner among them."""
+        return first <= last
+
+    def won(self, step: Step, winners: jax.Array, taps: np.ndarray, table: Table) -> jax.Array:
+        """Whether a winner belongs to a tap. What lies in two blocks belongs to the earlier; to tap -1 belongs nothing."""
+        if step.block == step.block_stride == 1:
+            return lax.eq(winners, table(taps, winners.dtype))
+        begin = np.where(taps > 0, (taps - 1) * step.block_stride + step.block, 0)
+        count = np.where(taps > 0, step.block_stride, np.where(taps == 0, step.block, 0))
+        # Unsigned: a winner before `begin` wraps around to a large number.
+        return lax.lt(lax.sub(winners, table(begin, winners.dtype)), table(count, winners.dtype))
+
+
+class Last(First):
+    """The last maximum in row-major order wins, but the first NaN."""
+
+    from_the_end = True
+
+    def stays(self, geometry: Geometry, best: jax.Array, later: jax.Array) -> jax.Array:
+        """Only where it is better."""
+        return _or_nan((lax.gt if geometry.minimum else lax.lt)(later, best), best)
+
+
+class NoneWins(First):
+    """Of several maxima none wins, and no NaN does: J_a = J_m if a > b else 0, read literally."""
+
+    def winners_dtype(self, geometry: Geometry) -> np.dtype:
+        """One number more than the others have: a tie is not the largest of the dtype (see `cpu.loops.in_one_pass`)."""
+        return np.min_scalar_type(geometry.taps + 1)
+
+    def mark(self, geometry: Geometry, step: Step, tap: int, like: jax.Array, inner: jax.Array | None) -> jax.Array:
+        """A block without a winner stays without."""
+        number = super().mark(geometry, step, tap, like, inner)
+        if inner is None:
+            return number
+        none = filled(inner, geometry.taps)
+        return lax.select(lax.eq(inner, none), none, number)
+
+    def combine(self, geometry: Geometry, best: Candidate, later: Candidate) -> Candidate:
+        """Equal values have no winner, unless both are one element that lies in two blocks."""
+        value, winner = super().combine(geometry, best, later)
+        tie = lax.bitwise_and(lax.eq(later[0], best[0]), lax.ne(later[1], best[1]))
+        return value, lax.select(tie, filled(winner, geometry.taps), winner)
+
+    def resolve_nan(self, geometry: Geometry, values: jax.Array, winners: jax.Array) -> jax.Array:
+        """A NaN does not win either."""
+        return lax.select(lax.eq(values, values), winners, filled(winners, geometry.taps))
+
+    def has_winner(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Only an element that is the only one."""
+        return first == last
+
+
+class Split(First):
+    """All maxima win, in equal shares: the rule of `jnp.max`. The first NaN takes all."""
+
+    masks = True
+
+    def winners_dtype(self, geometry: Geometry) -> np.dtype:
+        """A bit for each tap, and one more: all taps marked is not the largest of the dtype (see NoneWins)."""
+        return np.min_scalar_type(2**geometry.taps)
+
+    def mark(self, geometry: Geometry, step: Step, tap: int, like: jax.Array, inner: jax.Array | None) -> jax.Array:
+        """The bit of the tap."""
+        return lax.broadcast(np.asarray(1 << tap, self.winners_dtype(geometry)), like.shape)
+
+    def combine(self, geometry: Geometry, best: Candidate, later: Candidate) -> Candidate:
+        """Equal values share the window."""
+        value, mask = super().combine(geometry, best, later)
+        return value, lax.select(lax.eq(later[0], best[0]), lax.bitwise_or(best[1], later[1]), mask)
+
+    def of_equal_elements(self, geometry: Geometry, like: jax.Array) -> jax.Array:
+        """The mask of a window is the product of the masks along its axes."""
+        mask = filled(like, 1)
+        for i, axis in enumerate(geometry.axes):
+            first, last = axis.real_taps()
+            taps = np.arange(axis.window)
+            real = (first[:, None] <= taps) & (taps <= last[:, None])
+            mask = lax.mul(mask, along(i, (real << taps * _taps_after(geometry, i)).sum(1), like))
+        return mask
+
+    def won(self, step: Step, winners: jax.Array, taps: np.ndarray, table: Table) -> jax.Array:
+        """Whether the bit of the tap is set."""
+        bits = table(np.where(taps >= 0, 1 << np.maximum(taps, 0), 0), winners.dtype)
+        return lax.ne(lax.bitwise_and(winners, bits), filled(winners, 0))
+
+
+RULES: dict[str, First] = {"first": First(), "last": Last(), "split": Split(), "none": NoneWins()}
+
+
+def low_value(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
+    """What no element can lose to: -inf, or the lowest number of a dtype that has no infinity, or False.
+
+    For the minimum: inf, the highest number, True.
+    """
+    if dtype == np.bool_:
+        return np.array(geometry.minimum, dtype)
+    limits = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype)
+    limit = np.array(limits.max if geometry.minimum else limits.min, dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return limit
+    infinity = np.array(np.inf if geometry.minimum else -np.inf, dtype)
+    return infinity if np.isinf(infinity.astype(np.float32)) else limit
+
+
+def filled(like: jax.Array, number: np.ndarray | int) -> jax.Array:
+    """One number everywhere, in the shape and dtype of an array."""
+    return lax.broadcast(np.asarray(number, like.dtype), like.shape)
+
+
+def along(i: int, numbers: np.ndarray, like: jax.Array) -> jax.Array:
+    """Numbers, bools or one for all, along an axis of an array; in its shape, and in its dtype if they are not bools."""
+    dtype = bool if numbers.dtype == bool else like.dtype
+    if numbers.size == 1:
+        return lax.broadcast(numbers.astype(dtype).reshape(()), like.shape)
+    return lax.broadcast_in_dim(numbers.astype(dtype), like.shape, (i,))
+
+
+def _taps_after(geometry: Geometry, i: int) -> int:
+    """By how much the number of a tap grows with one step along the axis: row-major order."""
+    return math.prod(axis.window for axis in geometry.axes[i + 1 :])
+
+
+def _or_nan(stays: jax.Array, best: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(best.dtype, jnp.floating):
+        return stays
+    return lax.bitwise_or(stays, lax.ne(best, best))  # nothing replaces a NaN

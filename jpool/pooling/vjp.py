@@ -1,0 +1,65 @@
+"""The derivative of a pooling, in reverse mode, and in forward mode on request.
+
+    _values   :: (geometry; x)           -> values
+    select    :: (geometry; x)           -> (values, winners)
+    _backward :: (geometry; winners, ct) -> ct of x
+
+`select` already has the type of a forward rule, so the wiring is one line. The winners are the whole residual: once
+they are known, pooling is linear, and neither x nor the values are needed again.
+
+Forward mode, and derivatives of derivatives, are rules of the primitives: the tangent of the values is `gather`.
+"""
+
+from functools import partial
+
+import jax
+
+from jpool.geometry import Geometry
+from jpool.pooling.forward import Winners
+from jpool.pooling.primitives import gather, largest, route, select
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def pool(geometry: Geometry, x: jax.Array, forward_mode: bool) -> jax.Array:
+    """The values, which are differentiable."""
+    return largest(geometry, x) if forward_mode else _values(geometry, x)
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def pool_with_argmax(
+    geometry: Geometry, x: jax.Array, forward_mode: bool, indices: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The values, differentiable in the same way, and of the indices of the elements, integers >= 0, the winner's.
+
+    Where a window has no winner, -1.
+    """
+    values, winners = (select if forward_mode else _select_in_reverse)(geometry, x)
+    return values, gather(geometry, winners, indices + 1) - 1
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _values(geometry: Geometry, x: jax.Array) -> jax.Array:
+    return largest(geometry, x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _select_in_reverse(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
+    return select(geometry, x)
+
+
+def _forward(geometry: Geometry, x: jax.Array) -> tuple[tuple[jax.Array, Winners], Winners]:
+    values, winners = select(geometry, x)
+    return (values, winners), winners
+
+
+def _backward(geometry: Geometry, winners: Winners, ct: jax.Array) -> tuple[jax.Array | None]:
+    if ct.dtype == jax.dtypes.float0:  # integers have no cotangent
+        return (None,)
+    return (_route(geometry, winners, ct),)
+
+
+# One program, also outside jit.
+_route = jax.jit(route, static_argnums=0, inline=True)
+
+_values.defvjp(select, _backward)
+_select_in_reverse.defvjp(_forward, lambda geometry, winners, cts: _backward(geometry, winners, cts[0]))
