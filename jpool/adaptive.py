@@ -6,7 +6,6 @@ from itertools import repeat
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jpool import arguments
@@ -156,10 +155,12 @@ def _resolved(
 def _pool(outputs: tuple[int, ...], x: jax.Array, forward_mode: bool) -> jax.Array:
     if (geometry := _regular(x.shape, outputs)) is not None:
         return pool(geometry, x, forward_mode)
-    values = _widened(x)
+    values = to_accumulator(x)  # what parts send to one element is then added up in float32, too
     for each in passes(x.shape, outputs):
         pieces = zip(each.parts, slices(each, values), strict=True)
-        values = jax.lax.optimization_barrier(joined(each, [pool(part.geometry, piece, forward_mode) for part, piece in pieces]))
+        values = joined(each, [pool(part.geometry, piece, forward_mode) for part, piece in pieces])
+        # Without the barrier XLA:GPU joins the backward passes along all axes in one kernel, which does all work again.
+        values = jax.lax.optimization_barrier(values)
     return values.astype(x.dtype)
 
 
@@ -169,7 +170,7 @@ def _pool_with_argmax(
 ) -> tuple[jax.Array, jax.Array]:
     if (geometry := _regular(x.shape, outputs)) is not None:
         return pool_with_argmax(geometry, x, forward_mode, argmax)
-    values = _widened(x)
+    values = to_accumulator(x)  # what parts send to one element is then added up in float32, too
     for each in passes(x.shape, outputs):
         pieces = zip(each.parts, slices(each, values), slices(each, argmax), strict=True)
         found = [pool_with_argmax(part.geometry, piece, forward_mode, where) for part, piece, where in pieces]
@@ -183,8 +184,3 @@ def _regular(sizes: tuple[int, ...], outputs: tuple[int, ...]) -> Geometry | Non
         return None
     windows = [size // output if output else 1 for size, output in zip(sizes, outputs, strict=True)]
     return Geometry(tuple(Axis(*axis) for axis in zip(sizes, windows, windows, repeat(1), repeat(0), outputs)))
-
-
-def _widened(x: jax.Array) -> jax.Array:
-    """Narrow floats as float32, which is exact: what parts send to one element is then added up in float32."""
-    return to_accumulator(x) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -1,16 +1,17 @@
 """max_unpool: every value back at its place. The transpose of reading at those places, and told to JAX as such.
 
-Places are known only at run time, so this is usually a scatter, which adds in no fixed order on a GPU. Turned around,
-as in `route`, it reads: every place asks the few elements that can lie there. Which ones can, follows from the places:
-along each axis, those between the first and the last row of argmax that holds this coordinate or has it between its
-least and its greatest. For the argmax of a pooling these are the windows that cover the place, however they were laid
-out; for any other array of places it is right as well, and slower.
+Where the geometry of the pooling is given, an index says which tap of its window won, and unpooling is `route`. Where it
+is not, places are known only at run time, so this is usually a scatter, which adds in no fixed order on a GPU. Turned
+around it reads: every place asks the few elements that can lie there. Which ones can, follows from the indices: along
+each axis, those between the first and the last row of argmax that holds this coordinate or has it between its lowest
+and its highest. For the argmax of a pooling these are the windows that cover the place, however they were laid out; for
+any other array of indices it is right as well, and slower.
 """
 
 import math
 from collections.abc import Sequence
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ from jax import lax
 
 from jpool import arguments
 from jpool.examples import channels_back, channels_last, index_array, places, real_array
+from jpool.geometry import Geometry, resolve
 from jpool.linear import Pair, apply
-from jpool.pooling.backward import to_accumulator as wide
+from jpool.pooling.backward import to_accumulator
+from jpool.pooling.primitives import route
+from jpool.pooling.ties import RULES
 
 Arrays = tuple[jax.Array, ...]
 
@@ -29,31 +33,46 @@ def max_unpool(
     values: jax.Array | np.ndarray,
     argmax: jax.Array | np.ndarray,
     spatial_shape: Sequence[int],
+    window_shape: Sequence[int] | None = None,
+    strides: int | Sequence[int] | None = None,
+    padding: str | int | Sequence[int | Sequence[int]] = "VALID",
     *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
     channel_axis: int | None = -1,
 ) -> jax.Array:
     """Puts each value of ONE example back at its place, and zeros elsewhere.
 
     The exact transpose of reading an example at argmax. A batch is `jax.vmap`.
 
+    Give the geometry of the pooling that argmax is from, window_shape and what follows it, wherever you have it: then
+    unpooling is the backward pass of that pooling, one kernel without a loop. Without it the places that can lie in a
+    window are found at run time, by searches and a loop whose length depends on argmax: on a GPU some 27 kernels, and
+    the host waits for each turn of the loop.
+
     ========================================  =========================================================================
     several values at one place               add up, as where windows overlap (torch keeps one of them, and its
                                               gradient belongs to another function)
     -1                                        is skipped; so no value goes there, and its gradient is 0
-    a place outside the grid                  an error where argmax is known, skipped like -1 under `jax.jit` and
-                                              `jax.vmap`, where it is not
+    a place outside the grid, or one that     an error where argmax is known, skipped like -1 under `jax.jit` and
+    its window does not cover                 `jax.vmap`, where it is not
     16-bit and 8-bit floats                   add up in float32 and are rounded once
     integers                                  add up and wrap around, as everywhere in JAX
     ========================================  =========================================================================
 
     Linear in values, and differentiable in both modes to any order: the gradient of values reads the cotangent at
-    argmax. Deterministic: what meets at one place adds up in row-major order. No scatter.
+    argmax. Deterministic: what meets at one place adds up in a fixed order. No scatter.
 
     Args:
       values: one example, `(*pooled, channels)`, `(channels, *pooled)` or `(*pooled,)`, any real dtype.
       argmax: integers of the same shape, the flat row-major place of each value in the spatial grid of its channel, or
         -1: what `max_pool_with_argmax` returns, or torch.
       spatial_shape: ints >= 1, the spatial shape of the result: that of the example that was pooled.
+      window_shape: as for `max_pool_with_argmax`, and so are the others; None if the geometry is not known.
+      strides: an int or one per spatial axis; None is 1 on every axis.
+      padding: "VALID", "SAME", "SAME_LOWER", an int, or per spatial axis an int or a pair (low, high); >= 0.
+      window_dilation: an int or one per spatial axis; None is 1.
+      ceil_mode: rounds the number of windows up instead of down, by torch's and ONNX's rule.
       channel_axis: -1 for channels last, 0 for channels first, None for no channels.
 
     Returns:
@@ -61,29 +80,105 @@ def max_unpool(
 
     Raises:
       TypeError: values or argmax is not an array of numbers or integers, or an argument is not of the type above.
-      ValueError: the shapes do not go together, the grid has more than 2**31 places, or argmax is known and holds a
-        place outside the grid.
+      ValueError: the shapes do not go together, the grid has more than 2**31 places, strides and the like are given
+        without window_shape, or argmax is known and holds a place outside the grid or outside its window.
 
     Example:
       >>> import jpool
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 5.0, 2.0, 0.0], [3.0, 4.0, 2.0, 2.0]])
       >>> values, argmax = jpool.max_pool_with_argmax(x, (2, 2), 2, channel_axis=None)
-      >>> jpool.max_unpool(values, argmax, x.shape, channel_axis=None)
+      >>> jpool.max_unpool(values, argmax, x.shape, (2, 2), 2, channel_axis=None)
       Array([[0., 5., 2., 0.],
              [0., 0., 0., 0.]], dtype=float32)
     """
     sizes = arguments.sizes("max_unpool", "spatial_shape", spatial_shape)
     arguments.channel_axis("max_unpool", channel_axis)
-    call = f"jax.vmap(lambda values, argmax: jpool.max_unpool(values, argmax, {sizes}))(values, argmax)"
-    argmax = index_array("max_unpool", call, argmax, sizes, channel_axis)
+    call = f"jax.vmap(lambda values, argmax: jpool.max_unpool(values, argmax, {sizes}, ...))(values, argmax)"
+    given, argmax = argmax, index_array("max_unpool", call, argmax, sizes, channel_axis)
     values = real_array("max_unpool", "values", values)
     if values.shape != argmax.shape:
         raise ValueError(
             f"max_unpool: values must have the shape of argmax, {argmax.shape}, a place for every value; got "
             f"{values.shape}."
         )
-    return _unpool(sizes, channel_axis, values, argmax)
+    options = {"strides": strides, "padding": padding, "window_dilation": window_dilation, "ceil_mode": ceil_mode}
+    if window_shape is None:
+        _no_geometry(options)
+        return _unpool(sizes, channel_axis, values, argmax)
+    geometry = _geometry(argmax.shape, sizes, window_shape, options, channel_axis)
+    if not isinstance(given, jax.core.Tracer):
+        _check_covered(geometry, sizes, channel_axis, argmax)
+    return _unpool_by_route(geometry, sizes, channel_axis, values, argmax)
+
+
+def _no_geometry(options: dict[str, Any]) -> None:
+    """Refuses a part of the geometry without the window."""
+    for name, unset in (("strides", None), ("padding", "VALID"), ("window_dilation", None), ("ceil_mode", False)):
+        if options[name] is not unset and options[name] != unset:
+            raise ValueError(
+                f"max_unpool: {name} belongs to the geometry of the pooling, which begins with window_shape; got "
+                f"{name}={options[name]!r} and window_shape=None. Give both, or neither."
+            )
+
+
+def _geometry(
+    shape: tuple[int, ...], sizes: tuple[int, ...], window_shape: Any, options: dict[str, Any], channel_axis: int | None
+) -> Geometry:
+    """The pooling whose values have that shape, or the error that says why it is another."""
+    example = list(sizes)
+    if channel_axis is not None:
+        example.insert(channel_axis % len(shape), shape[channel_axis])
+    name = "max_unpool"
+    if len(arguments.window(name, window_shape)) != len(sizes):
+        raise ValueError(
+            f"{name}: window_shape must have an entry for each axis of spatial_shape, {len(sizes)}; got {window_shape!r}."
+        )
+    geometry = resolve(name, tuple(example), window_shape, channel_axis=channel_axis, **options)
+    if geometry.values_shape != shape:
+        pooled = arguments.spatial_part(geometry.values_shape, channel_axis)
+        raise ValueError(
+            f"{name}: values and argmax must have the shape that pooling {sizes} by this geometry gives, {pooled} along "
+            f"the spatial axes; got {arguments.spatial_part(shape, channel_axis)}. Give max_unpool the arguments that "
+            "max_pool_with_argmax had."
+        )
+    return geometry
+
+
+def _check_covered(geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, argmax: jax.Array) -> None:
+    """Refuses a known place that its window does not cover."""
+    lost = (_winners(geometry, sizes, channel_axis, argmax) == geometry.taps) & (argmax >= 0)
+    if lost.any():
+        where = tuple(int(at) for at in np.argwhere(np.asarray(lost))[0])
+        raise ValueError(
+            f"max_unpool: argmax must hold places that their windows cover, or -1; got {int(argmax[where])} at index "
+            f"{where}, where no tap of the window is. Give the geometry that argmax is from, or leave window_shape out."
+        )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _winners(geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, argmax: jax.Array) -> jax.Array:
+    """The number of the tap that lies at each place; no winner for -1 and where there is none."""
+    number, covered = jnp.zeros_like(argmax), argmax >= 0
+    spatial = iter(range(len(sizes)))
+    for i, axis in enumerate(geometry.axes):
+        if channel_axis is not None and i == channel_axis % len(geometry.axes):
+            continue
+        j = next(spatial)
+        coordinate = (argmax // math.prod(sizes[j + 1 :])) % sizes[j]
+        start = lax.broadcasted_iota(jnp.int32, argmax.shape, i) * axis.stride - axis.low
+        tap = (coordinate - start) // axis.dilation
+        covered &= (coordinate - start == tap * axis.dilation) & (tap >= 0) & (tap < axis.window)
+        number = number * axis.window + tap
+    dtype = RULES[geometry.ties].winners_dtype(geometry)
+    return jnp.where(covered, number, geometry.taps).astype(dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _unpool_by_route(
+    geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, values: jax.Array, argmax: jax.Array
+) -> jax.Array:
+    return route(geometry, (_winners(geometry, sizes, channel_axis, argmax),), values)
 
 
 @partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -107,7 +202,7 @@ def _placed(sizes: tuple[int, ...], known: Arrays, values: jax.Array) -> jax.Arr
     """The transpose of `_read`: every place adds up the values that lie there."""
     (argmax,) = known
     shape = (*sizes, argmax.shape[-1])
-    sums = wide(values) if jnp.issubdtype(values.dtype, jnp.floating) else values
+    sums = to_accumulator(values)
     if argmax.size == 0:
         return jnp.zeros(shape, values.dtype)
     asked = [_rows(argmax, axis, sizes) for axis in range(len(sizes))]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -81,8 +82,9 @@ def tied(geometry: Geometry, masks: Winners, dtype: np.dtype, arrangement: Arran
 
 
 def to_accumulator(array: jax.Array) -> jax.Array:
-    """In float32 what is narrower, to add up without rounding every time."""
-    return lax.convert_element_type(array, np.float32) if array.dtype.itemsize < 4 else array
+    """Floats under 32 bits as float32, to add up without rounding every time; integers wrap around as they are."""
+    narrow = array.dtype.itemsize < 4 and jnp.issubdtype(array.dtype, jnp.floating)
+    return lax.convert_element_type(array, jnp.float32) if narrow else array
 
 
 def _route_step(step: Step, winners: jax.Array, ct: jax.Array, arrangement: Arrangement) -> jax.Array:

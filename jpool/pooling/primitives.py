@@ -165,10 +165,7 @@ def _lowering(primitive: Primitive, platform: str | None) -> Any:
         if primitive is largest_p:
             return (operations.largest(geometry, *arrays),)
         *winners, array = arrays
-        if primitive is gather_p:
-            return (operations.gather(geometry, winners, array),)
-        # Without the barrier XLA, given both passes in one program, may find winners again where they are read.
-        return (operations.route(geometry, jax.lax.optimization_barrier(winners), array),)
+        return ((operations.route if primitive is route_p else operations.gather)(geometry, winners, array),)
 
     def rule(ctx: Any, *operands: Any, geometry: Geometry) -> Any:
         types = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]

@@ -58,8 +58,12 @@ def _backward(geometry: Geometry, winners: Winners, ct: jax.Array) -> tuple[jax.
     return (_route(geometry, winners, ct),)
 
 
-# One program, also outside jit.
-_route = jax.jit(route, static_argnums=0, inline=True)
+@partial(jax.jit, static_argnums=0, inline=True)  # so that outside jit, too, it is one program
+def _route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
+    # Without the barrier XLA, given both passes in one program, may find winners again where they are read: on an H100
+    # LeNet's forward pass then writes three masks instead of the winners.
+    return route(geometry, jax.lax.optimization_barrier(winners), ct)
+
 
 _values.defvjp(select, _backward)
 _select_in_reverse.defvjp(_forward, lambda geometry, winners, cts: _backward(geometry, winners, cts[0]))
