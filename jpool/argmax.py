@@ -8,8 +8,8 @@ import numpy as np
 from jax import lax
 
 from jpool import arguments
-from jpool.pooling.vjp import pool_with_argmax
 from jpool.examples import index_array, places, resolved
+from jpool.pooling.vjp import pool_with_argmax
 
 NUMBERINGS = ("tensorflow", "onnx", "onnx_column_major")
 

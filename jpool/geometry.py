@@ -1,8 +1,8 @@
 """The integers of a pooling, decided in one place. No array of the user and no jax in this module.
 
-Everything static about one call (sizes, windows, strides, padding, dilation, where the channels are, the rule for ties) is
-resolved here into one frozen, hashable `Geometry`, before any array is touched. The modules that use it receive a
-geometry that is known to be good.
+Everything static about one call (sizes, windows, strides, padding, dilation, where the channels are, the rule for
+ties) is resolved here into one frozen, hashable `Geometry`, before any array is touched. The modules that use it
+receive a geometry that is known to be good.
 
 The channel axis is an axis like the others, with a window of 1: no later module asks where the channels are.
 """
@@ -60,7 +60,7 @@ class Axis(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """One pooling of one example: an `Axis` for every array axis, the channel axis among them, and the rule for ties."""
+    """One pooling of one example: an `Axis` for every array axis, the channels' among them, and the rule for ties."""
 
     axes: tuple[Axis, ...]
     ties: str = "first"  # one of arguments.TIES

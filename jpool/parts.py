@@ -1,8 +1,8 @@
 """Windows of different sizes: an irregular pooling as regular ones side by side, one axis after the other.
 
 Window i of o along an axis of n elements reads from floor(i n / o) to ceil((i + 1) n / o): torch's and Keras's windows
-of adaptive pooling. Neighbours of one size and one distance are a regular pooling of a slice of the axis: a part. Slices
-are pooled by themselves and the results are joined; JAX knows the derivatives of both.
+of adaptive pooling. Neighbours of one size and one distance are a regular pooling of a slice of the axis: a part.
+Slices are pooled by themselves and the results are joined; JAX knows the derivatives of slicing and joining.
 
 One axis is pooled after the other, the last one first: the maximum of each row, then the first row that holds the
 maximum of all. That is row-major order with the first winning.
@@ -39,7 +39,10 @@ def passes(shape: Sequence[int], outputs: Sequence[int]) -> tuple[Pass, ...]:
     for i in reversed(range(len(sizes))):
         if outputs[i] != sizes[i]:
             groups = math.gcd(sizes[i], outputs[i])  # no window lies in two of them
-            before, after = [identity(size) for size in [*sizes[:i], groups]], [identity(size) for size in sizes[i + 1 :]]
+            before, after = (
+                [identity(size) for size in [*sizes[:i], groups]],
+                [identity(size) for size in sizes[i + 1 :]],
+            )
             regular = _regular(sizes[i] // groups, outputs[i] // groups)
             parts = tuple(Part(start, Geometry((*before, axis, *after))) for start, axis in regular)
             found.append(Pass(i, groups, parts))

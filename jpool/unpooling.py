@@ -1,11 +1,11 @@
 """max_unpool: every value back at its place. The transpose of reading at those places, and told to JAX as such.
 
-Where the geometry of the pooling is given, an index says which tap of its window won, and unpooling is `route`. Where it
-is not, places are known only at run time, so this is usually a scatter, which adds in no fixed order on a GPU. Turned
-around it reads: every place asks the few elements that can lie there. Which ones can, follows from the indices: along
-each axis, those between the first and the last row of argmax that holds this coordinate or has it between its lowest
-and its highest. For the argmax of a pooling these are the windows that cover the place, however they were laid out; for
-any other array of indices it is right as well, and slower.
+Where the geometry of the pooling is given, an index says which tap of its window won, and unpooling is `route`. Where
+it is not, places are known only at run time, so this is usually a scatter, which adds in no fixed order on a GPU.
+Turned around it reads: every place asks the few elements that can lie there. Which ones can, follows from the indices:
+along each axis, those between the first and the last row of argmax that holds this coordinate or has it between its
+lowest and its highest. For the argmax of a pooling these are the windows that cover the place, however they were laid
+out; for any other array of indices it is right as well, and slower.
 """
 
 import math
@@ -132,14 +132,15 @@ def _geometry(
     name = "max_unpool"
     if len(arguments.window(name, window_shape)) != len(sizes):
         raise ValueError(
-            f"{name}: window_shape must have an entry for each axis of spatial_shape, {len(sizes)}; got {window_shape!r}."
+            f"{name}: window_shape must have {len(sizes)} entries, one for each axis of spatial_shape; got "
+            f"{window_shape!r}."
         )
     geometry = resolve(name, tuple(example), window_shape, channel_axis=channel_axis, **options)
     if geometry.values_shape != shape:
         pooled = arguments.spatial_part(geometry.values_shape, channel_axis)
         raise ValueError(
-            f"{name}: values and argmax must have the shape that pooling {sizes} by this geometry gives, {pooled} along "
-            f"the spatial axes; got {arguments.spatial_part(shape, channel_axis)}. Give max_unpool the arguments that "
+            f"{name}: values and argmax must have the spatial shape that pooling {sizes} with these arguments gives, "
+            f"{pooled}; got {arguments.spatial_part(shape, channel_axis)}. Give max_unpool the arguments that "
             "max_pool_with_argmax had."
         )
     return geometry

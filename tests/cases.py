@@ -47,10 +47,15 @@ CASES = {
         "the same, strided", (4, 3), (2, 3), {"padding": 5, "strides": 3, "channel_axis": None}
     ),
     "one_window_of_padding": Case(
-        "a few windows, the first without a real element", (20,), (2,), {"strides": 4, "padding": ((2, 0),), "channel_axis": None}
+        "a few windows, the first without a real element",
+        (20,),
+        (2,),
+        {"strides": 4, "padding": ((2, 0),), "channel_axis": None},
     ),
     "all_begin_in_padding": Case(
-        "low padding as long as the window, and no element before", (2, 1, 1, 1), (1, 1, 2),
+        "low padding as long as the window, and no element before",
+        (2, 1, 1, 1),
+        (1, 1, 2),
         {"padding": (0, 0, (2, 0)), "channel_axis": 0},
     ),
     "dilated": Case("taps apart", (9, 8, 2), (3, 2), {"window_dilation": (2, 3)}),

@@ -27,7 +27,9 @@ def element(walk, output, winner):
         (tap,) = [
             t
             for t in taps
-            if (0 if t == 0 else (t - 1) * step.block_stride + step.block) <= winner < t * step.block_stride + step.block
+            if (0 if t == 0 else (t - 1) * step.block_stride + step.block)
+            <= winner
+            < t * step.block_stride + step.block
         ]
         winner -= tap * step.block_stride
         place = np.unravel_index(tap, [axis.window for axis in axes])
@@ -74,7 +76,9 @@ def test_small_windows_are_one_step_and_huge_ones_few(arrangement):
 
 
 def test_axes_that_one_window_covers_whole_are_one_reduction_but_on_a_cpu():
-    image = resolve("max_pool", (40, 30, 5, 3), (40, 30, 2), 1, "VALID", window_dilation=1, ceil_mode=False, channel_axis=-1)
+    image = resolve(
+        "max_pool", (40, 30, 5, 3), (40, 30, 2), 1, "VALID", window_dilation=1, ceil_mode=False, channel_axis=-1
+    )
     assert [step.reduced for step in steps(image, Arrangement())] == [(), (0, 1)]
     assert not any(step.reduced for step in steps(image, CPU))
     assert not any(step.reduced for step in steps(image._replace(ties="split"), Arrangement()))

@@ -246,3 +246,99 @@ def test_errors(arguments, error, text):
 def test_nothing_to_put_back():
     assert jpool.max_unpool(jnp.zeros((0, 2)), jnp.zeros((0, 2), int), (3,)).tolist() == [[0, 0]] * 3
     assert jpool.max_unpool(jnp.zeros((2, 0)), jnp.zeros((2, 0), int), (3,)).shape == (3, 0)
+
+
+# --- with the geometry of the pooling ---
+
+
+@pytest.mark.parametrize("content", ["distinct", "special", "lowest"])
+@pytest.mark.parametrize("name", CASES)
+def test_with_the_geometry_every_value_goes_back_to_its_place_too(name, content, compiled_quickly):
+    case = CASES[name]
+    x, (_, argmax) = pooled(name, content)
+    axis = case.arguments.get("channel_axis", -1)
+    spatial = {-1: x.shape[:-1], 0: x.shape[1:], None: x.shape}[axis]
+    values = np.random.default_rng(0).integers(1, 9, argmax.shape).astype(np.float32)
+    got, backward = jax.vjp(lambda v: jpool.max_unpool(v, argmax, spatial, case.window, **case.arguments), values)
+    last = [np.asarray({-1: a, 0: np.moveaxis(a, 0, -1), None: a[..., None]}[axis]) for a in (values, argmax)]
+    expected = placed(*last, spatial)
+    expected = expected[..., 0] if axis is None else np.moveaxis(expected, -1, axis)
+    np.testing.assert_array_equal(got, expected.astype(np.float32))
+    ct = np.arange(1, got.size + 1, dtype=np.float32).reshape(got.shape)
+    (without,) = jax.vjp(lambda v: jpool.max_unpool(v, argmax, spatial, channel_axis=axis), values)[1](ct)
+    np.testing.assert_array_equal(backward(ct)[0], without)
+
+
+GEOMETRY = {"window_shape": (3, 3), "strides": 2, "padding": 1}
+
+
+def test_with_the_geometry_every_transformation_works():
+    xs = np.random.default_rng(0).permutation(3 * 7 * 6 * 2).reshape(3, 7, 6, 2).astype(np.float32)
+    values, argmax = jax.vmap(lambda x: jpool.max_pool_with_argmax(x, **GEOMETRY))(xs)
+    unpool = lambda values, argmax: jpool.max_unpool(values, argmax, (7, 6), **GEOMETRY)  # noqa: E731
+    expected = np.stack([placed(v, np.asarray(a), (7, 6)) for v, a in zip(values, argmax, strict=True)])
+    batch = jax.jit(jax.vmap(unpool))
+    np.testing.assert_array_equal(batch(values, argmax), expected)
+    _, tangent = jax.jvp(lambda values: batch(values, argmax), (values,), (values,))
+    np.testing.assert_array_equal(tangent, expected)
+    cube = lambda values: (unpool(values, argmax[0]) ** 3).sum() / 6  # noqa: E731
+    hessian = jax.hessian(cube)(values[0]).reshape(values[0].size, -1)
+    jacobian = jax.jacrev(lambda values: unpool(values, argmax[0]))(values[0]).reshape(-1, values[0].size)
+    np.testing.assert_array_equal(hessian, jacobian.T @ np.diag(expected[0].ravel()) @ jacobian)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_with_the_geometry_there_is_no_loop_and_nothing_read_at_run_time(platform):
+    values, argmax = jax.ShapeDtypeStruct((4, 3, 2), np.float32), jax.ShapeDtypeStruct((4, 3, 2), np.int32)
+
+    def both(values, argmax):
+        out, backward = jax.vjp(lambda v: jpool.max_unpool(v, argmax, (7, 6), **GEOMETRY), values)
+        return out, backward(out)[0]
+
+    assert not lowered_instructions(platform, both, values, argmax) & {"while", "gather", "scatter", "dynamic-slice"}
+    without = lambda values, argmax: jpool.max_unpool(values, argmax, (7, 6))  # noqa: E731
+    assert "while" in lowered_instructions(platform, without, values, argmax)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "bfloat16", "float8_e5m2", "float64"])
+def test_with_the_geometry_dtypes(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        values = jnp.asarray([[100], [100]]).astype(dtype)
+        got = jpool.max_unpool(values, np.array([[1], [1]]), (3,), (2,))  # two windows, one winner
+        assert got.dtype == dtype
+        total = {"int8": -56, "float8_e5m2": 192}.get(dtype, 200)  # wraps around; 100 is 96 there
+        assert got.astype(float).tolist() == [[0], [total], [0]]
+
+
+def test_a_place_outside_its_window_is_refused_where_known_and_skipped_where_not():
+    values, argmax = jnp.ones((2, 1)), np.array([[1], [0]])  # 0 is in the first window, not in the second
+    text = (
+        r"max_unpool: argmax must hold places that their windows cover, or -1; got 0 at index \(1, 0\), where no tap of "
+        "the window is. Give the geometry that argmax is from, or leave window_shape out"
+    )
+    with pytest.raises(ValueError, match=text):
+        jpool.max_unpool(values, argmax, (4,), (2,), 2)
+    got = jax.jit(lambda values, argmax: jpool.max_unpool(values, argmax, (4,), (2,), 2))(values, argmax)
+    assert got.ravel().tolist() == [0, 1, 0, 0]
+    between = np.array([[1], [3]])  # between two taps that are 2 apart
+    with pytest.raises(ValueError, match=r"got 1 at index \(0, 0\), where no tap of the window is"):
+        jpool.max_unpool(values, between, (6,), (2,), 3, window_dilation=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"strides": 2}, ValueError, r"strides belongs to the geometry .* got strides=2 and window_shape=None\. Give both, or neither"),
+        ({"padding": 1}, ValueError, "padding belongs to the geometry"),
+        ({"window_dilation": 2}, ValueError, "window_dilation belongs to the geometry"),
+        ({"ceil_mode": True}, ValueError, "ceil_mode belongs to the geometry"),
+        ({"window_shape": (2, 2)}, ValueError, r"window_shape must have 1 entries, one for each axis of spatial_shape; got \(2, 2\)"),
+        ({"window_shape": 2}, TypeError, "window_shape must be a tuple of ints"),
+        ({"window_shape": (2,)}, ValueError, r"the spatial shape that pooling \(4,\) with these arguments gives, \(3,\); got \(2,\)\. Give"),
+        ({"window_shape": (9,)}, ValueError, "larger than the padded input"),
+        ({"window_shape": (2,), "strides": 0}, ValueError, "strides must hold ints >= 1"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_geometry(options, error, text):
+    with pytest.raises(error, match="max_unpool: .*" + text):
+        jpool.max_unpool(np.zeros((2, 1)), np.zeros((2, 1), int), (4,), **options)

@@ -1,17 +1,17 @@
-"""The backward pass, in its plain form: `route` sends every cotangent to its winner, and `gather` is the transpose.
+"""The backward pass in its plain form: `route` sends every cotangent to its winner. `gather` is its transpose.
 
     route  :: (geometry; winners, ct) -> cotangent of the example
     gather :: (geometry; winners, t)  -> tangent of the values
 
 A backward pass is usually written as "every window adds to its winner", which writes where the data say: a scatter.
-Turned around it reads where the geometry says. Along an axis of stride s, element `m * s + phase` can lie in the windows
-`m + shift` for a few shifts, and which of their taps it is depends on shift and phase alone. So for each shift: mark
-where the winner of a window is the tap of each phase, keep the cotangent there and zero elsewhere, move the result by the
-shift, and add up. Windows that share no element have one shift, and nothing to move.
+Turned around, it reads where the geometry says. Along an axis of stride s, element `m * s + phase` lies in the windows
+`m + shift` for a few shifts, and which of their taps it is depends on shift and phase alone. So for each shift: keep
+the cotangents of the windows whose winner is that tap, zero elsewhere; move them by the shift; add up. Windows that
+share no element have one shift, and nothing to move.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,18 @@ import numpy as np
 from jax import lax
 
 from jpool.geometry import Geometry
-from jpool.pooling.forward import Winners, pad_for_windows, read_tap
+from jpool.pooling.forward import Winners
 from jpool.pooling.grid import Grid, grids
-from jpool.pooling.steps import Arrangement, Step, steps
+from jpool.pooling.steps import GPU, Arrangement, Step, steps
 from jpool.pooling.ties import RULES, filled
+from jpool.pooling.windows import count_tied, gather_step
 
 
-def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arrangement = Arrangement()) -> jax.Array:
+def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
     """Sends each cotangent to the element that won its window; what overlapping windows send to one element adds up.
 
-    Where ties are split, each element that tied gets an equal share.
+    Where ties are split, each element that tied gets an equal share. Floats under 32 bits add up in float32 and are
+    rounded once.
 
     Args:
       geometry: the pooling.
@@ -37,18 +39,17 @@ def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arra
       arrangement: how large windows were divided into steps.
 
     Returns:
-      The cotangent of the example, shape `geometry.example_shape`, dtype of ct. Dtypes under 32 bits are added up in
-      float32 and rounded once.
+      The cotangent of the example, shape `geometry.example_shape`, dtype of ct.
     """
     routed = to_accumulator(ct)
     if RULES[geometry.ties].masks:
-        routed = lax.div(routed, tied(geometry, winners, routed.dtype, arrangement))
+        routed = lax.div(routed, count_tied(geometry, winners, routed.dtype, arrangement))
     for step, step_winners in winners_by_step(geometry, winners, arrangement):
-        routed = _route_step(step, step_winners, routed, arrangement)
+        routed = _to_winners(step, (step_winners, routed), lambda grid, taps, won_by, ct: ct, 0, lax.add, arrangement)
     return lax.convert_element_type(routed, ct.dtype)
 
 
-def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arrangement = Arrangement()) -> jax.Array:
+def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
     """Reads from t, of shape `geometry.example_shape`, the element at each winner; 0 where a window has none.
 
     Where ties are split, the mean of the elements that tied.
@@ -56,29 +57,22 @@ def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arra
     masks = RULES[geometry.ties].masks
     read = to_accumulator(t) if masks else t
     for step, step_winners in reversed(list(winners_by_step(geometry, winners, arrangement))):
-        read = _gather_step(step, step_winners, read)
+        read = gather_step(step, step_winners, read)
     if masks:
-        read = lax.div(read, tied(geometry, winners, read.dtype, arrangement))
+        read = lax.div(read, count_tied(geometry, winners, read.dtype, arrangement))
     return lax.convert_element_type(read, t.dtype)
 
 
 def winners_by_step(geometry: Geometry, winners: Winners, arrangement: Arrangement) -> Iterator[tuple[Step, jax.Array]]:
     """Each step with the winners of its windows, the last step first."""
-    walk = steps(geometry, arrangement)
-    inner = winners[-1]
-    for i, step in reversed(list(enumerate(walk))):
-        yield step, winners[i] if RULES[geometry.ties].masks else inner
-        if i and not RULES[geometry.ties].masks:
-            inner = _inner_winners(step, inner, arrangement)
-
-
-def tied(geometry: Geometry, masks: Winners, dtype: np.dtype, arrangement: Arrangement) -> jax.Array:
-    """How many elements of each window tied; 1 where there is none, and nothing to divide."""
-    first, *others = zip(steps(geometry, arrangement), masks, strict=True)
-    count = lax.convert_element_type(lax.population_count(first[1]), dtype)
-    for step, mask in others:
-        count = _gather_step(step, mask, count)
-    return lax.max(count, filled(count, 1))
+    found = winners[-1]
+    for i, step in reversed(list(enumerate(steps(geometry, arrangement)))):
+        if RULES[geometry.ties].masks:
+            yield step, winners[i]
+            continue
+        yield step, found
+        if i:  # the winners within the blocks that it compared, which all windows that a block won agree on
+            found = _to_winners(step, (found,), _number_within, step.block, lax.min, arrangement)
 
 
 def to_accumulator(array: jax.Array) -> jax.Array:
@@ -87,53 +81,30 @@ def to_accumulator(array: jax.Array) -> jax.Array:
     return lax.convert_element_type(array, jnp.float32) if narrow else array
 
 
-def _route_step(step: Step, winners: jax.Array, ct: jax.Array, arrangement: Arrangement) -> jax.Array:
-    """From the windows of a step to what it compared: each element receives the cotangents of the windows it won."""
-    return _to_winners(step, lambda grid, taps, winners, ct: ct, (winners, ct), 0, lax.add, arrangement)
-
-
-def _inner_winners(step: Step, winners: jax.Array, arrangement: Arrangement) -> jax.Array:
-    """The winner within each block that the step compared. All windows that a block won agree on it."""
-
-    def number_within(grid: Grid, taps: np.ndarray, winners: jax.Array) -> jax.Array:
-        return lax.sub(winners, grid.table(np.maximum(taps, 0) * step.block_stride, winners.dtype))
-
-    return _to_winners(step, number_within, (winners,), step.block, lax.min, arrangement)
-
-
 def _to_winners(
-    step: Step, sent: Any, arrays: tuple[jax.Array, ...], nothing: int, combine: Any, arrangement: Arrangement
+    step: Step,
+    arrays: tuple[jax.Array, ...],
+    sent: Callable[..., jax.Array],
+    nothing: int,
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    arrangement: Arrangement,
 ) -> jax.Array:
-    """What windows send to the elements that won them, combined where they are several; `nothing` where there is none.
+    """From the windows of a step to what it compared: each element gets what the windows that it won send, combined.
 
-    `sent(grid, taps, *arrays)`, of arrays of the windows, the winners first, is what they send to these taps.
+    `arrays` have an entry for each window, the winners first. `sent(grid, taps, *arrays)` is what they send to these
+    taps; an element that won no window gets `nothing`.
     """
-    found = None
+    rule, parts = RULES[step.geometry.ties], []
     for grid in grids(step, arrangement):
         spread = [grid.spread(array) for array in arrays]
-        here, otherwise = None, filled(spread[-1], nothing)
+        otherwise, moved = filled(spread[-1], nothing), []
         for shift, taps in grid.taps.items():
-            won = RULES[step.geometry.ties].won(step, spread[0], taps, grid.table)
-            array = grid.moved(lax.select(won, sent(grid, taps, *spread), otherwise), shift, nothing)
-            here = array if here is None else combine(here, array)
-        here = grid.interleaved(here, nothing)
-        found = here if found is None else combine(found, here)
-    return lax.full(step.geometry.example_shape, nothing, arrays[-1].dtype) if found is None else found
+            won = rule.won(step, spread[0], taps, grid.table)
+            moved.append(grid.moved(lax.select(won, sent(grid, taps, *spread), otherwise), shift, nothing))
+        parts.append(grid.interleaved(reduce(combine, moved), nothing))
+    return reduce(combine, parts or [lax.full(step.geometry.example_shape, nothing, arrays[-1].dtype)])
 
 
-def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
-    """From what a step compared to its windows: each reads the one that holds its winner."""
-    rule, axes, zero = RULES[step.geometry.ties], step.geometry.axes, np.zeros((), t.dtype)
-    if step.reduced:
-        (grid,) = grids(step, Arrangement())
-        (taps,) = grid.taps.values()
-        won = rule.won(step, grid.spread(winners), taps, grid.table)
-        t = t.reshape(grid.shape)
-        return lax.reduce(lax.select(won, t, filled(t, 0)), zero, lax.add, grid.phases)
-    padded = pad_for_windows(axes, t, 0)
-    read = nothing = lax.broadcast(zero, winners.shape)
-    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
-        won = rule.won(step, winners, np.asarray(number), lambda n, dtype: filled(winners, n))
-        element = read_tap(axes, tap, padded)
-        read = lax.add(read, lax.select(won, element, nothing)) if rule.masks else lax.select(won, element, read)
-    return read
+def _number_within(grid: Grid, taps: np.ndarray, winners: jax.Array) -> jax.Array:
+    """The number that a winner has in the block that is this tap of the step."""
+    return lax.sub(winners, grid.table(np.maximum(taps, 0) * grid.block_stride, winners.dtype))

@@ -1,6 +1,6 @@
 """Where the windows of a step meet the elements: which taps cover an element, and arrays with an axis for each phase.
 
-Element `m * stride + phase` of an axis is tap `j` of window `m + shift`, for a few shifts. Which taps they are is decided
+Element `m * stride + phase` of an axis is some tap of window `m + shift`, for a few shifts. Which tap it is, is decided
 here, in integers, and so are the shapes between windows and elements.
 """
 
@@ -18,7 +18,7 @@ LARGE = 64  # entries of a table that is computed, instead of written into the p
 
 
 def taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
-    """For each shift a table of taps by phase: element `m * stride + phase` is that tap of window `m + shift`; -1: none."""
+    """For each shift, which tap of window `m + shift` is element `m * stride + phase`: a table by phase, -1 if none."""
     tables: dict[Index, np.ndarray] = {}
     for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
         at = [j * axis.dilation - axis.low for j, axis in zip(tap, axes, strict=True)]
@@ -29,14 +29,16 @@ def taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
 
 
 class Grid:
-    """Arrays of windows, with a further axis for the phases of each strided axis: (windows, phases, windows, phases, ..).
+    """Arrays of windows with a further axis for the phases of each strided axis: (windows, phases, windows, phases).
 
-    The phases of an axis in `separate` have no axis here: this is the grid of one of them.
+    Along the axes in `separate` there is one phase, the one given there, and no further axis.
     """
 
-    def __init__(self, axes: Sequence[Axis], taps: dict[Index, np.ndarray], separate: dict[int, int]) -> None:
+    def __init__(
+        self, axes: Sequence[Axis], taps: dict[Index, np.ndarray], separate: dict[int, int], block_stride: int = 1
+    ) -> None:
         """Takes the tables of all taps, of which it keeps those of its phases."""
-        self.axes, self.separate = axes, separate
+        self.axes, self.separate, self.block_stride = axes, separate, block_stride
         self.dims: list[int] = []  # where the windows of each axis are
         self.phases: list[int] = []  # where the phases are
         shape: list[int] = []
@@ -104,7 +106,7 @@ def grids(step: Step, arrangement: Arrangement) -> Iterator[Grid]:
     separate = [] if arrangement.spread_axes is None else strided[arrangement.spread_axes :]
     separate = sorted({*separate, *(i for i in strided if len(phases_with_taps(axes[i])) < axes[i].stride)})
     for phase in np.ndindex(*(min(axes[i].stride, axes[i].size) for i in separate)):
-        grid = Grid(axes, taps, dict(zip(separate, phase, strict=True)))
+        grid = Grid(axes, taps, dict(zip(separate, phase, strict=True)), step.block_stride)
         if grid.taps:
             yield grid
 

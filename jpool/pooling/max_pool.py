@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jpool.pooling.vjp import pool
 from jpool.examples import resolved
+from jpool.pooling.vjp import pool
 
 
 def max_pool(

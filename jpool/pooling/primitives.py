@@ -1,4 +1,4 @@
-"""select, route and gather as primitives of JAX: one operation each while a program is traced, arranged by its platform.
+"""select, route and gather as primitives of JAX: one operation each while tracing, then arranged for the platform.
 
     select_p  :: (x; geometry)           -> values, *winners
     largest_p :: (x; geometry)           -> values
@@ -11,7 +11,6 @@ for the one platform that it is for. A batch is one more axis of the geometry, s
 that route and gather are each other's transpose: derived from their operations, they would be scatters.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,28 +21,26 @@ from jax.interpreters import ad, batching, mlir
 
 from jpool.geometry import Geometry, identity
 from jpool.pooling import backward, forward
-from jpool.pooling.steps import Arrangement, steps
+from jpool.pooling.steps import GPU, Arrangement, steps
 from jpool.pooling.ties import RULES
-
-Implementation = Callable[..., Any]
 
 
 class Operations(NamedTuple):
     """How a platform computes."""
 
-    select: Implementation  # (geometry, x) -> (values, winners)
-    largest: Implementation  # (geometry, x) -> values
-    route: Implementation  # (geometry, winners, ct) -> cotangent of x
-    gather: Implementation  # (geometry, winners, t) -> tangent of values
+    select: Any  # (geometry, x) -> (values, winners)
+    largest: Any  # (geometry, x) -> values
+    route: Any  # (geometry, winners, ct) -> cotangent of x
+    gather: Any  # (geometry, winners, t) -> tangent of values
 
 
 def plain(arrangement: Arrangement) -> Operations:
     """The plain algorithm, with windows divided into steps as the platform likes them."""
-    every = forward.select, forward.largest, backward.route, backward.gather
+    every: Any = forward.select, forward.largest, backward.route, backward.gather
     return Operations(*(partial(each, arrangement=arrangement) for each in every))
 
 
-PLAIN = plain(Arrangement())
+PLAIN = plain(GPU)
 PLATFORMS: dict[str, Operations] = {"tpu": plain(Arrangement(axis_taps=8, spread_axes=1))}  # `cpu` adds its own
 
 
@@ -86,7 +83,7 @@ def _like(operand: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any =
 def _types_of_select(x: Any, *, geometry: Geometry) -> list[Any]:
     rule = RULES[geometry.ties]
     if rule.masks:
-        masks = [step.geometry for step in steps(geometry, Arrangement())]
+        masks = [step.geometry for step in steps(geometry, GPU)]
         winners = [_like(x, geometry, mask.values_shape, rule.winners_dtype(mask)) for mask in masks]
     else:
         winners = [_like(x, geometry, geometry.values_shape, rule.winners_dtype(geometry))]
@@ -155,7 +152,7 @@ def _batched(primitive: Primitive, arrays: Any, axes: Any, *, geometry: Geometry
 
 
 def _lowering(primitive: Primitive, platform: str | None) -> Any:
-    """Writes the program of a primitive for a platform. It is traced without shardings: XLA's partitioner knows them."""
+    """Writes the program of a primitive for a platform, without shardings: XLA's partitioner knows them."""
 
     def function(*arrays: jax.Array, geometry: Geometry) -> Any:
         operations = PLATFORMS.get(platform or "", PLAIN)
@@ -174,7 +171,9 @@ def _lowering(primitive: Primitive, platform: str | None) -> Any:
     return rule
 
 
-_jitted = jax.jit(lambda primitive, geometry, *arrays: primitive.bind(*arrays, geometry=geometry), static_argnums=(0, 1))
+_jitted = jax.jit(
+    lambda primitive, geometry, *arrays: primitive.bind(*arrays, geometry=geometry), static_argnums=(0, 1)
+)
 
 for each in (select_p, largest_p, route_p, gather_p):
     each.def_impl(lambda *arrays, geometry, primitive=each: _jitted(primitive, geometry, *arrays))

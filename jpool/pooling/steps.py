@@ -34,6 +34,9 @@ class Arrangement(NamedTuple):
     spread_axes: int | None = None  # how many strided axes of the gradient are written by broadcasting; None for all
 
 
+GPU = Arrangement()
+
+
 class Step(NamedTuple):
     """A pooling of elements, or of blocks of elements, with the numbers that its taps have in the whole window.
 

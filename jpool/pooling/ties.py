@@ -46,19 +46,14 @@ class First:
         stays = self.stays(geometry, best[0], later[0])
         return lax.select(stays, best[0], later[0]), lax.select(stays, best[1], later[1])
 
-    def resolve_nan(self, geometry: Geometry, values: jax.Array, winners: jax.Array) -> jax.Array:
-        """The winners where the value is a NaN: the first one."""
-        return winners
-
-    def resolve_padding(self, geometry: Geometry, values: jax.Array, winners: jax.Array, low: np.ndarray) -> jax.Array:
-        """The winners after padding, of value `low`, was compared like an element, and may have been taken for one.
+    def resolve(self, geometry: Geometry, values: jax.Array, winners: jax.Array, low: np.ndarray | None) -> jax.Array:
+        """The winners after all taps were compared, among them padding of value `low`, unless that is None.
 
         Where a window's value is `low`, all its elements are equal, so the geometry alone knows which of them wins.
         """
-        if not any(axis.overhangs for axis in geometry.axes):
+        if low is None or not any(axis.overhangs for axis in geometry.axes):
             return winners
-        known = self.of_equal_elements(geometry, winners)
-        return lax.select(lax.eq(values, filled(values, low)), known, winners)
+        return lax.select(lax.eq(values, filled(values, low)), self.of_equal_elements(geometry, winners), winners)
 
     def of_equal_elements(self, geometry: Geometry, like: jax.Array) -> jax.Array:
         """The winner of each window if all its elements are equal: along each axis the first, or the last, or none."""
@@ -79,7 +74,7 @@ class First:
         return first <= last
 
     def won(self, step: Step, winners: jax.Array, taps: np.ndarray, table: Table) -> jax.Array:
-        """Whether a winner belongs to a tap. What lies in two blocks belongs to the earlier; to tap -1 belongs nothing."""
+        """Whether a winner belongs to a tap: in two blocks, to the earlier one; to tap -1, none does."""
         if step.block == step.block_stride == 1:
             return lax.eq(winners, table(taps, winners.dtype))
         begin = np.where(taps > 0, (taps - 1) * step.block_stride + step.block, 0)
@@ -119,9 +114,11 @@ class NoneWins(First):
         tie = lax.bitwise_and(lax.eq(later[0], best[0]), lax.ne(later[1], best[1]))
         return value, lax.select(tie, filled(winner, geometry.taps), winner)
 
-    def resolve_nan(self, geometry: Geometry, values: jax.Array, winners: jax.Array) -> jax.Array:
+    def resolve(self, geometry: Geometry, values: jax.Array, winners: jax.Array, low: np.ndarray | None) -> jax.Array:
         """A NaN does not win either."""
-        return lax.select(lax.eq(values, values), winners, filled(winners, geometry.taps))
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            winners = lax.select(lax.eq(values, values), winners, filled(winners, geometry.taps))
+        return super().resolve(geometry, values, winners, low)
 
     def has_winner(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """Only an element that is the only one."""
@@ -138,8 +135,8 @@ class Split(First):
         return np.min_scalar_type(2**geometry.taps)
 
     def mark(self, geometry: Geometry, step: Step, tap: int, like: jax.Array, inner: jax.Array | None) -> jax.Array:
-        """The bit of the tap."""
-        return lax.broadcast(np.asarray(1 << tap, self.winners_dtype(geometry)), like.shape)
+        """The bit of the tap, in a mask of the step."""
+        return lax.broadcast(np.asarray(1 << tap, self.winners_dtype(step.geometry)), like.shape)
 
     def combine(self, geometry: Geometry, best: Candidate, later: Candidate) -> Candidate:
         """Equal values share the window."""
@@ -186,7 +183,7 @@ def filled(like: jax.Array, number: np.ndarray | int) -> jax.Array:
 
 
 def along(i: int, numbers: np.ndarray, like: jax.Array) -> jax.Array:
-    """Numbers, bools or one for all, along an axis of an array; in its shape, and in its dtype if they are not bools."""
+    """Numbers or bools, or one for all, along an axis of an array: in its shape, and numbers in its dtype."""
     dtype = bool if numbers.dtype == bool else like.dtype
     if numbers.size == 1:
         return lax.broadcast(numbers.astype(dtype).reshape(()), like.shape)

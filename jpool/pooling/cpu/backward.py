@@ -12,14 +12,15 @@ import numpy as np
 from jax import lax
 
 from jpool.geometry import Axis, Geometry
-from jpool.pooling.backward import tied, to_accumulator
+from jpool.pooling.backward import to_accumulator
 from jpool.pooling.cpu.forward import ARRANGEMENT
 from jpool.pooling.cpu.loops import Arrays, by_runs, in_one_pass, read_in_place
 from jpool.pooling.cpu.runs import Run, in_place
-from jpool.pooling.forward import Winners, pad_for_windows
+from jpool.pooling.forward import Winners
 from jpool.pooling.grid import Grid, taps_by_shift
 from jpool.pooling.steps import Step, steps
 from jpool.pooling.ties import RULES
+from jpool.pooling.windows import count_tied, pad_for_windows
 
 
 def route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
@@ -27,7 +28,7 @@ def route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
     routed = to_accumulator(ct)
     masks = RULES[geometry.ties].masks
     if masks:
-        routed = lax.div(routed, tied(geometry, winners, routed.dtype, ARRANGEMENT))
+        routed = lax.div(routed, count_tied(geometry, winners, routed.dtype, ARRANGEMENT))
     step_winners = winners[-1]
     for i, step in reversed(list(enumerate(steps(geometry, ARRANGEMENT)))):
         routed, step_winners = _route_step(step, winners[i] if masks else step_winners, routed)

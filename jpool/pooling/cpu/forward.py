@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
+from typing import cast
 
 import jax
 import numpy as np
@@ -10,9 +11,10 @@ from jax import lax
 from jpool.geometry import Axis, Geometry
 from jpool.pooling.cpu.loops import Arrays, bits_dtype, by_runs, from_bits, in_one_pass, read_in_place, to_bits, widened
 from jpool.pooling.cpu.runs import Run, selects_in_place
-from jpool.pooling.forward import Winners, pad_for_windows
+from jpool.pooling.forward import Winners
 from jpool.pooling.steps import Arrangement, Step, steps
 from jpool.pooling.ties import RULES, Candidate, low_value
+from jpool.pooling.windows import pad_for_windows
 
 ARRANGEMENT = Arrangement(axis_taps=8, reduces=False)
 
@@ -20,14 +22,13 @@ ARRANGEMENT = Arrangement(axis_taps=8, reduces=False)
 def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
     """The same as `forward.select`, bit for bit."""
     rule, low = RULES[geometry.ties], low_value(geometry, x.dtype)
-    values, winners, masks = to_bits(x, x.dtype), None, ()
+    values, winners = to_bits(x, x.dtype), cast(Winners, ())
     walk = steps(geometry, ARRANGEMENT)
     for step in walk:
-        resolved = step.geometry if rule.masks else geometry if step is walk[-1] else None
-        values, winners = _select_step(geometry, step, values, winners, low, resolved)
-        if rule.masks:
-            masks, winners = (*masks, winners), None
-    return from_bits(values, x.dtype), masks or (winners,)
+        inner = winners[-1] if winners and not rule.masks else None
+        values, found = _select_step(geometry, step, values, inner, low, step is walk[-1])
+        winners = (*winners, found) if rule.masks else (found,)
+    return from_bits(values, x.dtype), winners
 
 
 def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
@@ -59,11 +60,10 @@ def _select_step(
     values: jax.Array,
     winners: jax.Array | None,
     low: np.ndarray,
-    resolved: Geometry | None,
+    last: bool,
 ) -> Candidate:
-    """From elements, or blocks of them, to the windows that compare them. `resolved` says whose padding is resolved."""
+    """From elements, or blocks of them, to the windows that compare them; in the last step, with winners resolved."""
     rule, axes, in_place = RULES[geometry.ties], step.geometry.axes, selects_in_place(geometry, ARRANGEMENT)
-    numbered = step.geometry if rule.masks else geometry  # whose taps the winners number
     low_bits = low.view(bits_dtype(low.dtype))
     if not in_place:
         values = pad_for_windows(axes, values, low_bits)
@@ -73,14 +73,13 @@ def _select_step(
         for number, run_axes, tap in _taps(step, chosen):
             value = widened(read_in_place(run_axes, tap, values), low.dtype)
             inner = None if winners is None else read_in_place(run_axes, tap, winners)
-            yield value, rule.mark(numbered, step, number, value, inner)
+            yield value, rule.mark(geometry, step, number, value, inner)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         value, winner = reduce(partial(rule.combine, geometry), candidates(chosen))
-        if resolved is not None:
-            winner = rule.resolve_nan(resolved, value, winner)
-            if not in_place:  # else no padding was read
-                winner = rule.resolve_padding(resolved, value, winner, low.astype(value.dtype))
+        if rule.masks or last:
+            numbered = step.geometry if rule.masks else geometry  # whose taps the winners number
+            winner = rule.resolve(numbered, value, winner, None if in_place else low.astype(value.dtype))
         # Runs at an edge are small, and cheaper to compile into the loop that joins them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))
         value = to_bits(value, low.dtype)

@@ -1,0 +1,60 @@
+"""How windows read: the taps of all windows at once, and of another array the elements at their winners."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax import lax
+
+from jpool.geometry import Axis, Geometry
+from jpool.pooling.grid import grids
+from jpool.pooling.steps import GPU, Arrangement, Step, steps
+from jpool.pooling.ties import RULES, filled
+
+
+def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: np.ndarray | int) -> jax.Array:
+    """The array with the padding that the windows read."""
+    if not any(axis.overhangs for axis in axes):
+        return array
+    config = [
+        (max(axis.low, 0), max(axis.reach - axis.low - axis.size, 0), 0) if axis.overhangs else (0, 0, 0)
+        for axis in axes
+    ]
+    return lax.pad(array, np.asarray(value, array.dtype), config)
+
+
+def read_tap(axes: Sequence[Axis], tap: Sequence[int], padded: jax.Array) -> jax.Array:
+    """One tap of all windows at once: an array with one element per window."""
+    start = [number * axis.dilation for number, axis in zip(tap, axes, strict=True)]
+    end = [
+        axis.output if axis.is_identity else max(first + (axis.output - 1) * axis.stride + 1, 0)
+        for first, axis in zip(start, axes, strict=True)
+    ]
+    return lax.slice(padded, start, end, [axis.stride for axis in axes])
+
+
+def gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
+    """From what a step compared to its windows: each reads the one that holds its winner."""
+    rule, axes = RULES[step.geometry.ties], step.geometry.axes
+    if step.reduced:
+        (grid,) = grids(step, GPU)
+        ((_, taps),) = grid.taps.items()
+        won = rule.won(step, grid.spread(winners), taps, grid.table)
+        t = t.reshape(grid.shape)
+        return lax.reduce(lax.select(won, t, filled(t, 0)), np.zeros((), t.dtype), lax.add, grid.phases)
+    padded = pad_for_windows(axes, t, 0)
+    read = nothing = lax.broadcast(np.zeros((), t.dtype), winners.shape)
+    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
+        won = rule.won(step, winners, np.asarray(number), lambda numbers, _: filled(winners, numbers))
+        element = read_tap(axes, tap, padded)
+        read = lax.add(read, lax.select(won, element, nothing)) if rule.masks else lax.select(won, element, read)
+    return read
+
+
+def count_tied(geometry: Geometry, masks: Sequence[jax.Array], dtype: np.dtype, arrangement: Arrangement) -> jax.Array:
+    """How many elements of each window tied; 1 where there is none, and nothing to divide."""
+    first, *others = zip(steps(geometry, arrangement), masks, strict=True)
+    count = lax.convert_element_type(lax.population_count(first[1]), dtype)
+    for step, mask in others:
+        count = gather_step(step, mask, count)
+    return lax.max(count, filled(count, 1))

@@ -1,0 +1,116 @@
+"""Programs for pods of 256 and 4,096 chips, which nobody here has: what their devices send each other, and hold."""
+
+import importlib.util
+import json
+import subprocess
+
+import jax
+import pytest
+
+from experiments import compiled, lenet, pods, scaling
+
+PARAMETERS = scaling.count(jax.eval_shape(lenet.init, jax.random.key(0)))
+NO_LIBTPU = "libtpu, the compiler for TPUs, is not installed"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=NO_LIBTPU)
+@pytest.mark.parametrize(
+    ("four", "many", "devices"), [("v5e:2x2", "v5e:16x16", 256), ("v5p:2x2x1", "v5p:16x16x16", 4096)]
+)
+def test_one_all_reduce_and_the_memory_of_four_chips_on(four, many, devices, capsys):
+    found, missing = pods.readings((four, many))
+    assert not missing
+    assert [(each.devices, each.program) for each in found] == [
+        (4, "step"),
+        (4, "statistics"),
+        (devices, "step"),
+        (devices, "statistics"),
+    ]
+    for each in found:
+        assert (each.all_reduces, each.sent, each.moves) == (1, 4 * (PARAMETERS + 2), 0)
+    for of_four, of_many in zip(found[:2], found[2:], strict=True):
+        assert of_many.temporary == pytest.approx(of_four.temporary, rel=0.03)
+    pods.check(found, PARAMETERS)
+    assert capsys.readouterr().out.count("holds: ") == 3
+
+
+# --- without compilers ---
+
+
+def test_pods_without_a_compiler_are_left_out_and_all_else_is_there(capsys):
+    found, missing = pods.readings(("v0:2x2", "0x0x0"))  # there are no such devices, whatever is installed
+    assert (found, list(missing)) == ([], ["v0:2x2", "0x0x0"])
+    pods.tell(found, missing, PARAMETERS, 1e8)
+    printed = capsys.readouterr().out
+    assert "\nleft out: pods of TPU v0, H100 (" in printed
+    assert "pip install" in printed
+    assert "compiled, not timed" not in printed
+    assert len(scaling.picture(results([])).axes) == 3
+
+
+def test_the_process_of_the_compilers_says_what_is_missing(capsys, monkeypatch):
+    def none(platform, topology):
+        raise RuntimeError(compiled.MISSING.format(error=f"no {platform}", jax="1.2.3"))
+
+    monkeypatch.setattr(compiled, "devices", none)
+    pods.main(["v5e:2x2", "1x1x8"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["readings"] == []
+    assert [text.partition("\n")[0] for text in printed["missing"].values()] == ["no tpu", "no cuda"]
+
+
+def test_a_compiler_that_fails_is_not_taken_for_a_missing_one(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Killed")
+    monkeypatch.setattr(pods.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="compiling for pods failed:\nKilled"):
+        pods.readings(("v5e:2x2",))
+
+
+# --- reading ---
+
+ONE = """
+  %all-reduce.4 = (f32[20]{0:T(128)S(1)}, f32[]{:T(128)}, /*index=5*/bf16[8,5]{1,0:T(8,128)}) all-reduce(%a, %b, %c), channel_id=1
+  %add.1 = f32[20]{0} add(%all-reduce.4, %x), metadata={op_name="all-gather"}"""
+APART = """
+  %all-reduce-start = ((f32[10]{0}), f32[10]{0}) all-reduce-start(%a), channel_id=1
+  %all-reduce-done = f32[10]{0} all-reduce-done(%all-reduce-start)"""
+GATHERS = """
+  %all-gather = f32[10]{0} all-gather(%a), dimensions={0}
+  %collective-permute-start = (f32[10]{0}, f32[10]{0}) collective-permute-start(%a)
+  %collective-permute-done = f32[10]{0} collective-permute-done(%collective-permute-start)"""
+
+
+def test_what_a_program_sends_by_its_text():
+    assert pods.all_reduces(ONE) == [4 * 21 + 2 * 40]
+    assert pods.all_reduces(APART) == [40]
+    assert pods.all_reduces(ONE + APART) == [164, 40]
+    assert (pods.moves(ONE + APART), pods.moves(GATHERS)) == (0, 2)
+
+
+def reading(pod, devices, **other):
+    fits = pods.Reading(pod, devices, "step", 1, 4 * (PARAMETERS + 2), 0, 1000)
+    return fits._replace(**other)
+
+
+def results(readings):
+    model = scaling.Model(PARAMETERS, 128, 1e-4, 2e5, 2**34, 25e9, 5e-6)
+    return scaling.Found({1: 1.0, 2: 2.0}, 8, model, 8192, readings)
+
+
+@pytest.mark.parametrize("wrong", [{"all_reduces": 2}, {"sent": 4 * PARAMETERS}, {"moves": 1}, {"temporary": 1100}])
+def test_a_pod_that_is_otherwise_is_found_out(wrong):
+    four = reading("v5e:2x2", 4)
+    pods.check([four, reading("v5e:16x16", 256), reading("1x1x8", 8, temporary=5000)], PARAMETERS)
+    with pytest.raises(AssertionError, match="does not hold"):
+        pods.check([four, reading("v5e:16x16", 256, **wrong)], PARAMETERS)
+
+
+def test_the_table_and_the_picture_say_that_nothing_was_timed(capsys):
+    found = [reading("v5e:2x2", 4), reading("v5e:16x16", 256)]
+    pods.tell(found, {}, PARAMETERS, 1e8)
+    printed = capsys.readouterr().out
+    assert "compiled, not timed" in printed
+    assert "| 256 | TPU v5e | v5e:16x16 | step | 1 | 1.724 | 0 |" in printed
+    assert "left out" not in printed
+    *_, last = scaling.picture(results(found)).axes
+    assert last.get_title().startswith("compiled, not timed")
