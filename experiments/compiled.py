@@ -38,13 +38,17 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 TPU = "v5e:2x2"
 
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "TPU_SKIP_MDS_QUERY": "1"}
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # processes beside each other
+}
 DUMP = "--xla_dump_hlo_pass_re=NONE --xla_dump_emitter_re=ptx --xla_gpu_autotune_level=0"
-MISSING = """{error}
-
-The compilers for accelerators are missing. In an environment of their own (1 GB), from the top of the repository:
+MISSING = """The compilers for accelerators are packages. Install them in an environment of their own (1 GB):
   pip install -e ".[experiments,peers,accelerators]"
-  pip install --no-deps jax-cuda12-plugin=={jax} jax-cuda12-pjrt=={jax} nvidia-cuda-nvcc-cu12"""
+  pip install --no-deps jax-cuda12-plugin=={jax} jax-cuda12-pjrt=={jax} nvidia-cuda-nvcc-cu12
+JAX says: {error}"""
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}  # move nothing
 SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
@@ -104,7 +108,11 @@ def restart_for_compilers(module: str, arguments: list[str]) -> None:
     """
     if "xla_dump_to" not in os.environ.get("XLA_FLAGS", ""):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={tempfile.mkdtemp()} {DUMP}"
-        os.execve(sys.executable, [sys.executable, "-m", module, *arguments], {**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags})
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", module, *arguments],
+            {**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
+        )
 
 
 @cache
@@ -125,7 +133,7 @@ def compile_for(platform: str, function: Callable[..., Any], *shapes: Any) -> Pr
     sharding = SingleDeviceSharding(devices(platform)[0])
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     compiled = jax.jit(function).lower(*placed).compile()
-    return read_program(compiled.as_text(), dumped_instructions())
+    return read_program(compiled.as_text() or "", dumped_instructions())
 
 
 def dumped_instructions() -> dict[str, int]:
@@ -141,7 +149,9 @@ def dumped_instructions() -> dict[str, int]:
             per_thread[name] = len(re.findall(r"^\t(?!\.)[^\n]*;", body, re.MULTILINE))
     total = {}
     for text in (file.read_text() for file in files if file.name.endswith("thunk_sequence.txt")):
-        for name, *sizes in re.findall(r"\] (\S+) grid: \[(\d+), (\d+), (\d+)\] threads: \[(\d+), (\d+), (\d+)\]", text):
+        for name, *sizes in re.findall(
+            r"\] (\S+) grid: \[(\d+), (\d+), (\d+)\] threads: \[(\d+), (\d+), (\d+)\]", text
+        ):
             total[name] = per_thread.get(name, 0) * math.prod(map(int, sizes))
     for file in files:
         file.unlink()
@@ -160,7 +170,14 @@ def read_program(text: str, instructions: dict[str, int] | None = None) -> Progr
         cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
         read = sum(_bytes_read(computations, operands, attributes))
         kernels.append(
-            Kernel(name, operation, read, size_of(type_), int(cycles[1]) if cycles else 0, (instructions or {}).get(re.sub(r"\W", "_", name), 0))
+            Kernel(
+                name,
+                operation,
+                read,
+                size_of(type_),
+                int(cycles[1]) if cycles else 0,
+                (instructions or {}).get(re.sub(r"\W", "_", name), 0),
+            )
         )
     return Program(text, tuple(kernels))
 
@@ -212,7 +229,9 @@ def _bytes_read(computations: Any, operands: list[str], attributes: str) -> Iter
     fused = computations.get(next(iter(re.findall(r"calls=%?([\w.\-]+)", attributes)), ""), {})
     for i, operand in enumerate(operands):
         whole = size_of(types.get(operand, ""))
-        parameter = next((n for n, (_, op, rest) in fused.items() if op == "parameter" and rest.startswith(f"{i})")), None)
+        parameter = next(
+            (n for n, (_, op, rest) in fused.items() if op == "parameter" and rest.startswith(f"{i})")), None
+        )
         users = [(type_, op) for type_, op, rest in fused.values() if parameter in _operands_and_attributes(rest)[0]]
         sliced = users and all(op == "slice" for _, op in users)
         yield min(whole, sum(size_of(type_) for type_, _ in users)) if sliced else whole

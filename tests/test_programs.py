@@ -1,0 +1,173 @@
+"""Programs compiled for an H100 and a TPU, without one: kernels and bytes, which are facts of the program, not times."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import compiled, programs, questions
+
+ROOT = Path(__file__).parents[1]
+COMPILERS = all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin"))
+needs_compilers = pytest.mark.skipif(not COMPILERS, reason="the compilers for accelerators are not installed")
+
+# name: kernels on the H100; bytes over the least; the estimated time over the least, no more than; TPU, thousand cycles.
+EXPECTED = {
+    "LeNet 2x2/2": (2, 1.00, 1.05, 150), "VGG 2x2/2": (2, 1.00, 1.05, 1095), "WaveNet 4/4": (2, 1.00, 1.05, 2302),
+    'VGG, ties="last"': (2, 1.00, 1.05, 1095), 'VGG, ties="split"': (2, 1.00, 1.05, 1095),
+    'VGG, ties="none"': (2, 1.00, 1.05, 1095), "VGG, min_pool": (2, 1.00, 1.05, 1095),
+    "3-D U-Net 2x2x2/2": (2, 1.00, 1.2, 8710), "ResNet 3x3/2 pad 1": (2, 1.00, 1.5, 3667),
+    "AlexNet 3x3/2": (2, 1.00, 1.65, 1290), "Inception 3x3/1 pad 1": (2, 1.00, 1.35, 930),
+    "SPPF 5x5/1 pad 2": (4, 2.11, 2.4, 335), "SPP 13x13/1 pad 6": (4, 2.11, 5.0, 690), "31x31/1 SAME": (8, 5.39, 7.8, 3100),
+    "ResNet, bfloat16": (2, 1.00, 3.2, 3700), "ResNet, channels first": (2, 1.00, 1.2, 5200),
+    "3x3/2, dilation 2": (2, 1.00, 2.5, 2700),
+    "VGG 2x2/2, forward alone": (1, 1.00, 1.1, 150), "ResNet 3x3/2 pad 1, forward alone": (1, 1.00, 1.1, 1800),
+    "Inception 3x3/1 pad 1, forward alone": (1, 1.00, 2.1, 300), "SPPF 5x5/1 pad 2, forward alone": (2, 2.00, 2.1, 95),
+    "max_pool_with_argmax, forward": (1, 1.00, 1.1, 420), "forward_mode, values and tangent": (1, 1.00, 1.1, 570),
+    "max_unpool with the geometry": (2, 0.96, 1.1, 700), "adaptive_max_pool 30x30 to 7x7": (8, 2.65, 4.6, 260),
+    "global_max_pool": (2, 1.00, 1.1, 195),
+}  # fmt: skip
+
+
+def run(tmp_path, *arguments):
+    """The experiment in a process of its own, in which alone XLA writes out what it compiles."""
+    file = tmp_path / "programs.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
+    ran = subprocess.run(
+        [sys.executable, "-m", "experiments.programs", "--json", str(file), *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout, json.loads(file.read_text())["programs"]
+
+
+@needs_compilers
+def test_every_program_is_as_it_was(tmp_path):
+    """LeNet, without the barrier between winners and backward pass, writes three masks: 1.10 of the least bytes."""
+    printed, rows = run(tmp_path, "--png", str(tmp_path / "programs.png"))
+    assert printed.startswith("compiled, not timed, for an H100 and a TPU v5e")
+    assert (tmp_path / "programs.png").read_bytes().startswith(b"\x89PNG")
+    found = {
+        name: (
+            row["jpool"]["kernels"],
+            round(row["jpool"]["bytes"], 2),
+            row["jpool"]["time"],
+            row["jpool"]["tpu_cycles"] / 1000,
+        )
+        for name, row in rows.items()
+    }
+    assert found.keys() == EXPECTED.keys() | {"max_unpool without it"}
+    assert {name: found[name][:2] for name in EXPECTED} == {name: each[:2] for name, each in EXPECTED.items()}
+    assert not [(name, found[name]) for name, each in EXPECTED.items() if found[name][2] > each[2]]
+    assert not [(name, found[name]) for name, each in EXPECTED.items() if found[name][3] > each[3]]
+    ours = [row["jpool"] for row in rows.values()]
+    assert not any(row["scatter"] for row in ours)
+    assert [name for name, row in rows.items() if row["jpool"]["while"]] == ["max_unpool without it"]
+    theirs = [
+        row["lax"] for name, row in rows.items() if "lax" in row and "alone" not in name and "tangent" not in name
+    ]
+    assert all(row["scatter"] for row in theirs)
+
+
+@needs_compilers
+def test_deterministic_programs_compile_and_are_the_same(tmp_path):
+    code = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
+from experiments import compiled, questions
+for question in questions.questions():
+    if question.name in ("VGG 2x2/2", "ResNet 3x3/2 pad 1", "SPPF 5x5/1 pad 2"):
+        print(len(compiled.compile_for("cuda", question.contenders["jpool"], *question.shapes).kernels))
+"""
+    environment = {**os.environ, **compiled.ENVIRONMENT}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert ran.stdout.split() == ["2", "2", "4"], ran.stderr[-3000:]
+
+
+@needs_compilers
+def test_a_whole_model_moves_fewer_bytes(tmp_path):
+    pytest.importorskip("flax.linen")
+    printed, rows = run(tmp_path, "--models", "--shapes", "MNIST, Flax")
+    assert rows["MNIST, Flax"]["ratio"] > 2
+    assert "geometric mean" in printed
+
+
+@pytest.mark.skipif(COMPILERS, reason="the compilers are installed")
+def test_without_compilers_there_is_one_clear_sentence():
+    ran = subprocess.run([sys.executable, "-m", "experiments.programs"], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 1
+    assert "The compilers for accelerators are packages. Install them in an environment of their own" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+# --- reading programs, which needs no compiler ---
+
+TEXT = """HloModule jit_f
+
+%fused (param_0: f32[8,4], param_1: u8[4]) -> f32[4] {
+  %param_0 = f32[8,4]{1,0} parameter(0)
+  %slice.1 = f32[1,4]{1,0} slice(%param_0), slice={[0:1], [0:4]}
+  %slice.2 = f32[1,4]{1,0} slice(%param_0), slice={[3:4], [0:4]}
+  %param_1 = u8[4]{0} parameter(1)
+  ROOT %add.1 = f32[4]{0} add(%slice.1, %slice.2)
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  ROOT %copy.1 = f32[4]{0} copy(%x)
+}
+
+%condition (p: (s32[], f32[4])) -> pred[] {
+  %p.1 = (s32[], f32[4]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8,4], w: u8[4]) -> (f32[4], bf16[4]) {
+  %a = f32[8,4]{1,0} parameter(0)
+  %w = u8[4]{0} parameter(1)
+  %loop_fusion.1 = f32[4]{0} fusion(%a, %w), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"321"}
+  %while.1 = (s32[], f32[4]{0}) while(%loop_fusion.1), condition=%condition, body=%body
+  %bitcast.1 = f32[4]{0} bitcast(%loop_fusion.1)
+  %convert.1 = bf16[4]{0} convert(%bitcast.1)
+  ROOT %tuple.1 = (f32[4]{0}, bf16[4]{0}) tuple(%bitcast.1, %convert.1)
+}
+"""
+
+
+def test_kernels_are_read_with_slices_loops_and_what_moves_nothing_left_out():
+    program = compiled.read_program(TEXT, {"loop_fusion_1": 3 * 10**10})
+    fusion, copy, convert = program.kernels
+    assert (fusion.name, fusion.read, fusion.written, fusion.cycles) == ("loop_fusion.1", 2 * 16 + 4, 16, 321)
+    assert (copy.operation, copy.read, copy.written) == ("copy", 16, 16)
+    assert (convert.read, convert.written) == (16, 8)
+    assert program.bytes == 36 + 16 + 32 + 24
+    assert program.cycles == 321
+    assert fusion.seconds == pytest.approx(3e10 / compiled.INSTRUCTIONS)
+    assert copy.seconds == pytest.approx(32 / compiled.BANDWIDTH)
+    assert (program.count("while"), program.count("scatter")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("type_", "size"),
+    [("f32[2,3]{1,0}", 24), ("(f32[2]{0}, u8[3]{0}, pred[5]{0})", 16), ("bf16[3]", 6), ("s32[]", 4), ("f8e4m3fn[7]", 7),
+     ("s4[3]", 2), ("f32[0,4]", 0), ("token[]", 0)],
+)  # fmt: skip
+def test_sizes_of_types(type_, size):
+    assert compiled.size_of(type_) == size
+
+
+def test_the_least_is_every_byte_once():
+    vgg = next(each for each in questions.questions() if each.name == "VGG 2x2/2")
+    x, values = 8 * 112 * 112 * 128, 8 * 56 * 56 * 128
+    assert vgg.least == 2 * (4 * x + 4 * values + values)
+
+
+def test_options_that_cannot_be_met_get_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        programs.main(["--json", "/no/such/directory/file"])
+    assert "cannot be written: there is no directory /no/such/directory" in capsys.readouterr().err
