@@ -47,7 +47,6 @@ ENVIRONMENT = {
 DUMP = "--xla_dump_hlo_pass_re=NONE --xla_dump_emitter_re=ptx --xla_gpu_autotune_level=0"
 MISSING = """The compilers for accelerators are packages. Install them in an environment of their own (1 GB):
   pip install -e ".[experiments,peers,accelerators]"
-  pip install --no-deps jax-cuda12-plugin=={jax} jax-cuda12-pjrt=={jax} nvidia-cuda-nvcc-cu12
 JAX says: {error}"""
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}  # move nothing
@@ -124,7 +123,7 @@ def devices(platform: str, topology: str = "") -> list[Any]:
         else:
             found = topologies.get_topology_desc(topology or TPU, platform="tpu")
     except Exception as error:  # plugins raise what they like
-        raise RuntimeError(MISSING.format(error=error, jax=jax.__version__)) from error
+        raise RuntimeError(MISSING.format(error=error)) from error
     return list(found.devices)
 
 
