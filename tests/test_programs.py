@@ -15,21 +15,16 @@ ROOT = Path(__file__).parents[1]
 COMPILERS = all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin"))
 needs_compilers = pytest.mark.skipif(not COMPILERS, reason="the compilers for accelerators are not installed")
 
-# name: kernels on the H100; bytes over the least; the estimated time over the least, no more than; TPU, thousand cycles.
-EXPECTED = {
-    "LeNet 2x2/2": (2, 1.00, 1.05, 150), "VGG 2x2/2": (2, 1.00, 1.05, 1095), "WaveNet 4/4": (2, 1.00, 1.05, 2302),
-    'VGG, ties="last"': (2, 1.00, 1.05, 1095), 'VGG, ties="split"': (2, 1.00, 1.05, 1095),
-    'VGG, ties="none"': (2, 1.00, 1.05, 1095), "VGG, min_pool": (2, 1.00, 1.05, 1095),
-    "3-D U-Net 2x2x2/2": (2, 1.00, 1.2, 8710), "ResNet 3x3/2 pad 1": (2, 1.00, 1.5, 3667),
-    "AlexNet 3x3/2": (2, 1.00, 1.65, 1290), "Inception 3x3/1 pad 1": (2, 1.00, 1.35, 930),
-    "SPPF 5x5/1 pad 2": (4, 2.11, 2.4, 335), "SPP 13x13/1 pad 6": (4, 2.11, 5.0, 690), "31x31/1 SAME": (8, 5.39, 7.8, 3100),
-    "ResNet, bfloat16": (2, 1.00, 3.2, 3700), "ResNet, channels first": (2, 1.00, 1.2, 5200),
-    "3x3/2, dilation 2": (2, 1.00, 2.5, 2700),
-    "VGG 2x2/2, forward alone": (1, 1.00, 1.1, 150), "ResNet 3x3/2 pad 1, forward alone": (1, 1.00, 1.1, 1800),
-    "Inception 3x3/1 pad 1, forward alone": (1, 1.00, 2.1, 300), "SPPF 5x5/1 pad 2, forward alone": (2, 2.00, 2.1, 95),
-    "max_pool_with_argmax, forward": (1, 1.00, 1.1, 420), "forward_mode, values and tangent": (1, 1.00, 1.1, 570),
-    "max_unpool with the geometry": (2, 0.96, 1.1, 700), "adaptive_max_pool 30x30 to 7x7": (8, 2.65, 4.6, 260),
-    "global_max_pool": (2, 1.00, 1.1, 195),
+EXPECTED = {  # kernels on the H100, and bytes as a multiple of the least
+    "LeNet 2x2/2": (2, 1.00), "VGG 2x2/2": (2, 1.00), "WaveNet 4/4": (2, 1.00), "3-D U-Net 2x2x2/2": (2, 1.00),
+    "AlexNet 3x3/2": (2, 1.00), "ResNet 3x3/2 pad 1": (2, 1.00), "Inception 3x3/1 pad 1": (2, 1.00),
+    "ResNet, bfloat16": (2, 1.00), "ResNet, channels first": (2, 1.00), "3x3/2, dilation 2": (2, 1.00),
+    "SPPF 5x5/1 pad 2": (4, 2.11), "SPP 13x13/1 pad 6": (4, 2.11), "31x31/1 SAME": (8, 5.39),
+    'VGG, ties="last"': (2, 1.00), 'VGG, ties="split"': (2, 1.00), 'VGG, ties="none"': (2, 1.00),
+    "VGG, min_pool": (2, 1.00), "VGG 2x2/2, forward alone": (1, 1.00), "ResNet 3x3/2 pad 1, forward alone": (1, 1.00),
+    "Inception 3x3/1 pad 1, forward alone": (1, 1.00), "SPPF 5x5/1 pad 2, forward alone": (2, 2.00),
+    "max_pool_with_argmax, forward": (1, 1.00), "forward_mode, values and tangent": (1, 1.00),
+    "max_unpool with the geometry": (2, 0.96), "adaptive_max_pool 30x30 to 7x7": (8, 2.65), "global_max_pool": (2, 1.00),
 }  # fmt: skip
 
 
@@ -47,23 +42,13 @@ def run(tmp_path, *arguments):
 
 @needs_compilers
 def test_every_program_is_as_it_was(tmp_path):
-    """LeNet, without the barrier between winners and backward pass, writes three masks: 1.10 of the least bytes."""
+    """Without the barrier between winners and backward pass LeNet's writes three masks: 1.10 of the least bytes."""
     printed, rows = run(tmp_path, "--png", str(tmp_path / "programs.png"))
     assert printed.startswith("compiled, not timed, for an H100 and a TPU v5e")
     assert (tmp_path / "programs.png").read_bytes().startswith(b"\x89PNG")
-    found = {
-        name: (
-            row["jpool"]["kernels"],
-            round(row["jpool"]["bytes"], 2),
-            row["jpool"]["time"],
-            row["jpool"]["tpu_cycles"] / 1000,
-        )
-        for name, row in rows.items()
-    }
-    assert found.keys() == EXPECTED.keys() | {"max_unpool without it"}
-    assert {name: found[name][:2] for name in EXPECTED} == {name: each[:2] for name, each in EXPECTED.items()}
-    assert not [(name, found[name]) for name, each in EXPECTED.items() if found[name][2] > each[2]]
-    assert not [(name, found[name]) for name, each in EXPECTED.items() if found[name][3] > each[3]]
+    found = {name: (row["jpool"]["kernels"], round(row["jpool"]["bytes"], 2)) for name, row in rows.items()}
+    assert found.pop("max_unpool without it")[0] > 20
+    assert found == EXPECTED
     ours = [row["jpool"] for row in rows.values()]
     assert not any(row["scatter"] for row in ours)
     assert [name for name, row in rows.items() if row["jpool"]["while"]] == ["max_unpool without it"]
