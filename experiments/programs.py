@@ -131,7 +131,7 @@ def picture(rows: dict[str, Any], about: str) -> Any:
     style.tidy(axes, xlabel="estimated time on an H100, from the compiled program; not measured")
     axes.set_title(about.replace("; bytes", "\nbytes").replace("; jax", "\njax"), fontsize=8, loc="left")
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.31), fontsize=8)
     return figure
 
 
