@@ -65,7 +65,7 @@ def questions(x: jax.Array) -> dict[str, dict[str, timing.Call]]:
     """What to time in turn: ours, then the others."""
     values, argmax = jax.block_until_ready(jax.jit(jax.vmap(where))(x))
     part = x[:, :30, :30]
-    unpool = lambda values, argmax: jpool.max_unpool(values, argmax, IMAGES[1:3])  # noqa: E731
+    unpool = partial(jpool.max_unpool, spatial_shape=IMAGES[1:3])
     default = {"max_pool": both(pool, x)}
     return {
         **{f'ties="{t}"': {"jpool": both(partial(pool, ties=t), x)} | default for t in ("last", "split", "none")},
@@ -75,7 +75,11 @@ def questions(x: jax.Array) -> dict[str, dict[str, timing.Call]]:
             "jpool": tangent(partial(pool, forward_mode=True), x), "lax": tangent(lax_pool, x)
         },
         "max_pool_with_argmax, forward": {"jpool": once(where, x), **torch_calls("argmax", x)},
-        "max_unpool": {
+        "max_unpool with the geometry": {
+            "jpool": both(partial(unpool, window_shape=(3, 3), strides=2, padding=1), values, argmax),
+            "scatter": both(by_scatter, values, argmax), **torch_calls("unpool", values, argmax),
+        },
+        "max_unpool without it": {
             "jpool": both(unpool, values, argmax), "scatter": both(by_scatter, values, argmax),
             **torch_calls("unpool", values, argmax),
         },
