@@ -17,9 +17,12 @@ parameters of 4 bytes, B examples on each of n devices, m of them at a time:
 
 Weak scaling keeps B, the examples of a device; strong scaling keeps n B, those of a step. The all-reduce and the bytes
 of per-example gradients are checked against what XLA has compiled, and a is taken from there.
+
+Compiled, not timed: the same step and the statistics of its gradients for pods of 4, 256 and 4,096 TPU chips and of 8
+and 32 H100s (pods.py), where their compilers are installed. What they send and hold stands beside the prediction,
+which is that of XLA for a CPU; another that adds up gradients as it makes them need not hold those of every example.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,13 +32,12 @@ import optax
 from matplotlib.figure import Figure
 
 import jpool
-from experiments import cluster, command, lenet, style, timing
+from experiments import cluster, command, lenet, pods, style, timing
 from experiments.command import claim
 
 FORCED = (1, 2, 4, 8)
-CLUSTER = tuple(2**i for i in range(11))  # to 1,024
+CLUSTER = tuple(2**i for i in range(13))  # to 4,096
 SLOTS = 1  # SGD with momentum
-MOVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
 
 
 class Model(NamedTuple):
@@ -54,6 +56,10 @@ class Model(NamedTuple):
         left = self.memory - 4 * self.parameters * (2 + SLOTS)
         return int(left / (4 * self.parameters + self.besides))
 
+    def together(self, examples: int) -> float:
+        """The bytes of so many examples at a time."""
+        return examples * (4 * self.parameters + self.besides)
+
     def all_reduce(self, devices: int) -> float:
         """Its time in a ring."""
         hops = 2 * (devices - 1)
@@ -66,12 +72,13 @@ class Model(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Measured on forced devices, and the model."""
+    """Measured on forced devices, the model, and read off programs for pods."""
 
     ms: dict[int, float]  # of a step, by devices
     examples: int  # of a step
     model: Model
     total: int  # examples of a predicted step, strong scaling
+    pods: list[pods.Reading]
 
 
 class Step:
@@ -115,9 +122,13 @@ def measure(
     beside = besides(params, memory * 2**30)
     ms = timing.medians({str(devices): step.take for devices, step in steps.items()}, rounds)
     model = Model(count(params), batch, example / 1e3, beside, memory * 2**30, bandwidth * 1e9, latency / 1e6)
-    found = Found({int(devices): each for devices, each in ms.items()}, examples, model, total)
+    found = Found({int(devices): each for devices, each in ms.items()}, examples, model, total, [])
     tell(found)
-    return found
+    readings, missing = pods.readings(pods.PODS)
+    if readings:
+        pods.check(readings, model.parameters)
+    pods.tell(readings, missing, model.parameters, model.together(pods.EXAMPLES))
+    return found._replace(pods=readings)
 
 
 def count(params: Any) -> int:
@@ -136,12 +147,9 @@ def check_equal(steps: dict[int, Step]) -> None:
 
 def check_step(text: str, parameters: int) -> None:
     """What the devices say to each other."""
-    reduces = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
-    shapes = re.findall(r"f32\[([\d,]*)\]", "".join(reduces))
-    carried = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
-    one = len(reduces) == 1 and carried == parameters + 2
+    one = pods.all_reduces(text) == [4 * (parameters + 2)]
     claim(f"a step has one all-reduce, of 4 ({parameters:,} + 2) bytes", one)
-    claim("and no gather of anything", not any(f" {move}" in text for move in MOVES))
+    claim("and no gather of anything", pods.moves(text) == 0)
 
 
 def check_memory(params: Any) -> None:
@@ -188,7 +196,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def tell(found: Found) -> None:
-    """Both tables."""
+    """The tables of what was measured and what is predicted."""
     model = found.model
     print(f"\nmeasured: {found.examples} examples, on more devices but no more than {timing.cores()} cores")
     print("| devices | ms a step | of one device's |\n|---:|---:|---:|")
@@ -212,9 +220,9 @@ def words(model: Model) -> str:
 
 
 def picture(found: Found) -> Figure:
-    """Measured on the left, predicted to the right."""
-    figure, model = style.figure(12, 3.7), found.model
-    left, middle, right = figure.subplots(1, 3)
+    """Measured, predicted, and compiled where there is something."""
+    figure, model = style.figure(11, 7.4) if found.pods else style.figure(12, 3.7), found.model
+    left, middle, right, *last = figure.subplots(2, 2).flat if found.pods else figure.subplots(1, 3)
     blue, red, *_ = style.SERIES
     bars = left.bar(list(map(str, found.ms)), list(found.ms.values()), color=blue["color"], width=0.6)
     left.bar_label(bars, fmt="%.1f")
@@ -241,6 +249,8 @@ def picture(found: Found) -> Figure:
     right.axhline(model.memory / 2**30, color=style.GREY, linestyle=":", label=f"{model.memory / 2**30:g} GiB")
     style.tidy(right, "predicted memory of a device (GiB)", xlabel="examples on it", xscale="log", yscale="log")
     right.legend(loc="upper left")
+    for axes in last:
+        pods.draw(axes, found.pods, model.together(pods.EXAMPLES))
     return figure
 
 
@@ -260,4 +270,5 @@ main = command.experiment(
 )
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # which is what is measured; plugins of others would only complain
     main()
