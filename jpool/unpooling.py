@@ -108,7 +108,7 @@ def max_unpool(
         return _unpool(sizes, channel_axis, values, argmax)
     geometry = _geometry(argmax.shape, sizes, window_shape, options, channel_axis)
     if not isinstance(given, jax.core.Tracer):
-        _check_covered(geometry, sizes, channel_axis, argmax)
+        _check_covered(geometry, sizes, channel_axis, np.asarray(given).astype(np.int64))
     return _unpool_by_route(geometry, sizes, channel_axis, values, argmax)
 
 
@@ -146,40 +146,37 @@ def _geometry(
     return geometry
 
 
-def _check_covered(geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, argmax: jax.Array) -> None:
+def _check_covered(geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, argmax: np.ndarray) -> None:
     """Refuses a known place that its window does not cover."""
-    lost = (_winners(geometry, sizes, channel_axis, argmax) == geometry.taps) & (argmax >= 0)
-    if lost.any():
-        where = tuple(int(at) for at in np.argwhere(np.asarray(lost))[0])
+    _, covered = _taps(geometry, sizes, channel_axis, argmax)
+    for where in map(tuple, np.argwhere(~covered & (argmax >= 0))[:1].tolist()):
         raise ValueError(
-            f"max_unpool: argmax must hold places that their windows cover, or -1; got {int(argmax[where])} at index "
+            f"max_unpool: argmax must hold places that their windows cover, or -1; got {argmax[where]} at index "
             f"{where}, where no tap of the window is. Give the geometry that argmax is from, or leave window_shape out."
         )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _winners(geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, argmax: jax.Array) -> jax.Array:
-    """The number of the tap that lies at each place; no winner for -1 and where there is none."""
-    number, covered = jnp.zeros_like(argmax), argmax >= 0
-    spatial = iter(range(len(sizes)))
-    for i, axis in enumerate(geometry.axes):
-        if channel_axis is not None and i == channel_axis % len(geometry.axes):
-            continue
-        j = next(spatial)
-        coordinate = (argmax // math.prod(sizes[j + 1 :])) % sizes[j]
-        start = lax.broadcasted_iota(jnp.int32, argmax.shape, i) * axis.stride - axis.low
-        tap = (coordinate - start) // axis.dilation
-        covered &= (coordinate - start == tap * axis.dilation) & (tap >= 0) & (tap < axis.window)
+def _taps(geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, argmax: Any) -> tuple[Any, Any]:
+    """Which tap of its window lies at each place of a NumPy or JAX array, and whether one does."""
+    number, covered = argmax * 0, argmax >= 0
+    axes = [i for i in range(argmax.ndim) if channel_axis is None or i != channel_axis % argmax.ndim]
+    for j, i in enumerate(axes):
+        axis, along = geometry.axes[i], [-1 if k == i else 1 for k in range(argmax.ndim)]
+        start = (np.arange(axis.output) * axis.stride - axis.low).astype(argmax.dtype).reshape(along)
+        offset = (argmax // math.prod(sizes[j + 1 :])) % sizes[j] - start
+        tap = offset // axis.dilation
+        covered = covered & (offset == tap * axis.dilation) & (tap >= 0) & (tap < axis.window)
         number = number * axis.window + tap
-    dtype = RULES[geometry.ties].winners_dtype(geometry)
-    return jnp.where(covered, number, geometry.taps).astype(dtype)
+    return number, covered
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _unpool_by_route(
     geometry: Geometry, sizes: tuple[int, ...], channel_axis: int | None, values: jax.Array, argmax: jax.Array
 ) -> jax.Array:
-    return route(geometry, (_winners(geometry, sizes, channel_axis, argmax),), values)
+    taps, covered = _taps(geometry, sizes, channel_axis, argmax)
+    winners = jnp.where(covered, taps, geometry.taps).astype(RULES[geometry.ties].winners_dtype(geometry))
+    return route(geometry, (winners,), values)
 
 
 @partial(jax.jit, static_argnums=(0, 1), inline=True)

@@ -51,49 +51,64 @@ select_p.multiple_results = True
 
 def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """See `forward.select`."""
-    values, *winners = select_p.bind(x, geometry=geometry)
+    values, *winners = _bind(select_p, x, geometry=geometry)
     return values, tuple(winners)
 
 
 def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
     """See `forward.largest`."""
-    return largest_p.bind(x, geometry=geometry)
+    return _bind(largest_p, x, geometry=geometry)
 
 
 def route(geometry: Geometry, winners: tuple[jax.Array, ...], ct: jax.Array) -> jax.Array:
     """See `backward.route`."""
-    return route_p.bind(*winners, ct, geometry=geometry)
+    return _bind(route_p, *winners, ct, geometry=geometry)
 
 
 def gather(geometry: Geometry, winners: tuple[jax.Array, ...], t: jax.Array) -> jax.Array:
     """See `backward.gather`."""
-    return gather_p.bind(*winners, t, geometry=geometry)
+    return _bind(gather_p, *winners, t, geometry=geometry)
+
+
+def _bind(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any:
+    """Inside a `jax.shard_map`, marks what is the same on all devices as varying, where another operand varies."""
+    varying = [jax.typeof(operand).manual_axis_type.varying for operand in operands]
+    axes = frozenset[str]().union(*varying)
+    if axes:
+        missing = [tuple(sorted(axes - own)) for own in varying]
+        pairs = zip(operands, missing, strict=True)
+        operands = tuple(jax.lax.pcast(each, names, to="varying") if names else each for each, names in pairs)
+    return primitive.bind(*operands, geometry=geometry)
 
 
 # --- types ---
 
 
-def _like(operand: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any = None) -> Any:
-    """The type of a result: the operand's, sharded over devices as it is along the axes that no window reaches over."""
-    spec = [name if axis.is_identity else None for name, axis in zip(operand.sharding.spec, geometry.axes, strict=True)]
-    sharding = operand.sharding.update(spec=operand.sharding.spec.update(partitions=spec))
-    return operand.update(shape=shape, dtype=dtype or operand.dtype, weak_type=False, sharding=sharding)
+def _like(operands: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """The type of a result: sharded as the operands are along the axes that no window reaches over, else whole."""
+    last, spec = operands[-1], []
+    for i, axis in enumerate(geometry.axes):
+        names = [each.sharding.spec[i] for each in operands if axis.is_identity]
+        spec.append(next((name for name in names if name is not None), None))
+    sharding = next((each.sharding for each in operands if not each.sharding.mesh.empty), last.sharding)
+    sharding = sharding.update(spec=sharding.spec.update(partitions=spec))
+    return last.update(shape=shape, dtype=dtype or last.dtype, weak_type=False, sharding=sharding)
 
 
 def _types_of_select(x: Any, *, geometry: Geometry) -> list[Any]:
     rule = RULES[geometry.ties]
     if rule.masks:
         masks = [step.geometry for step in steps(geometry, GPU)]
-        winners = [_like(x, geometry, mask.values_shape, rule.winners_dtype(mask)) for mask in masks]
+        winners = [_like([x], geometry, mask.values_shape, rule.winners_dtype(mask)) for mask in masks]
     else:
-        winners = [_like(x, geometry, geometry.values_shape, rule.winners_dtype(geometry))]
-    return [_like(x, geometry, geometry.values_shape), *winners]
+        winners = [_like([x], geometry, geometry.values_shape, rule.winners_dtype(geometry))]
+    return [_like([x], geometry, geometry.values_shape), *winners]
 
 
 select_p.def_abstract_eval(_types_of_select)
-largest_p.def_abstract_eval(lambda x, *, geometry: _like(x, geometry, geometry.values_shape))
-route_p.def_abstract_eval(lambda *arrays, geometry: _like(arrays[-1], geometry, geometry.example_shape))
-gather_p.def_abstract_eval(lambda *arrays, geometry: _like(arrays[-1], geometry, geometry.values_shape))
+largest_p.def_abstract_eval(lambda x, *, geometry: _like([x], geometry, geometry.values_shape))
+route_p.def_abstract_eval(lambda *arrays, geometry: _like(arrays, geometry, geometry.example_shape))
+gather_p.def_abstract_eval(lambda *arrays, geometry: _like(arrays, geometry, geometry.values_shape))
 
 
 # --- derivatives ---
@@ -139,13 +154,26 @@ for linear, transposed in ((route_p, gather_p), (gather_p, route_p)):
 
 
 def _batched(primitive: Primitive, arrays: Any, axes: Any, *, geometry: Geometry) -> Any:
-    size = next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
-    moved = [
-        jnp.broadcast_to(array, (size, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0)
-        for array, axis in zip(arrays, axes, strict=True)
-    ]
-    out = primitive.bind(*moved, geometry=geometry._replace(axes=(identity(size), *geometry.axes)))
+    moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
+    examples = next(array for array, axis in zip(moved, axes, strict=True) if axis is not None)
+    every = [_repeated(a, examples) if axis is None else a for a, axis in zip(moved, axes, strict=True)]
+    with_batch = geometry._replace(axes=(identity(examples.shape[0]), *geometry.axes))
+    out = _bind(primitive, *every, geometry=with_batch)
     return out, [0] * len(out) if primitive.multiple_results else 0
+
+
+def _repeated(array: jax.Array, examples: jax.Array) -> jax.Array:
+    """The array once for each example, over devices as the examples are."""
+    shape, dims, of_examples = (
+        (examples.shape[0], *array.shape),
+        range(1, array.ndim + 1),
+        jax.typeof(examples).sharding,
+    )
+    if of_examples.mesh.empty or of_examples.spec[0] is None:
+        return jax.lax.broadcast_in_dim(array, shape, dims)
+    partitions = [of_examples.spec[0], *jax.typeof(array).sharding.spec]
+    sharding = of_examples.update(spec=of_examples.spec.update(partitions=partitions))
+    return jax.lax.broadcast_in_dim(array, shape, dims, out_sharding=sharding)
 
 
 # --- programs ---
@@ -171,12 +199,19 @@ def _lowering(primitive: Primitive, platform: str | None) -> Any:
     return rule
 
 
-_jitted = jax.jit(
-    lambda primitive, geometry, *arrays: primitive.bind(*arrays, geometry=geometry), static_argnums=(0, 1)
-)
+@partial(jax.jit, static_argnums=(0, 1))
+def _program(primitive: Primitive, geometry: Geometry, *arrays: jax.Array) -> Any:
+    return primitive.bind(*arrays, geometry=geometry)
+
+
+def _run(primitive: Primitive, *arrays: jax.Array, geometry: Geometry) -> Any:
+    """Outside a trace: as a program, also where jit is disabled, for a primitive cannot be run in another way."""
+    with jax.disable_jit(False):
+        return _program(primitive, geometry, *arrays)
+
 
 for each in (select_p, largest_p, route_p, gather_p):
-    each.def_impl(lambda *arrays, geometry, primitive=each: _jitted(primitive, geometry, *arrays))
+    each.def_impl(partial(_run, each))
     batching.primitive_batchers[each] = partial(_batched, each)
     mlir.register_lowering(each, _lowering(each, None))
     for platform in ("cpu", "tpu"):

@@ -30,7 +30,12 @@ def read_tap(axes: Sequence[Axis], tap: Sequence[int], padded: jax.Array) -> jax
         axis.output if axis.is_identity else max(first + (axis.output - 1) * axis.stride + 1, 0)
         for first, axis in zip(start, axes, strict=True)
     ]
-    return lax.slice(padded, start, end, [axis.stride for axis in axes])
+    return lax.slice(padded, start, end, slice_strides(axes))
+
+
+def slice_strides(axes: Sequence[Axis]) -> list[int]:
+    """The strides of the windows; 1 for a single one, since XLA's partitioner then reads a sharded axis wrongly."""
+    return [axis.stride if axis.is_identity or axis.output > 1 else 1 for axis in axes]
 
 
 def gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
