@@ -4,7 +4,9 @@ Element `m * stride + phase` of an axis is some tap of window `m + shift`, for a
 here, in integers, and so are the shapes between windows and elements.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import jax
 import numpy as np
@@ -19,12 +21,15 @@ LARGE = 64  # entries of a table that is computed, instead of written into the p
 
 def taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
     """For each shift, which tap of window `m + shift` is element `m * stride + phase`: a table by phase, -1 if none."""
+    numbers = np.arange(math.prod(axis.window for axis in axes)).reshape([axis.window for axis in axes])
+    places = [np.arange(axis.window) * axis.dilation - axis.low for axis in axes]
+    shifts = [-(place // axis.stride) for place, axis in zip(places, axes, strict=True)]
     tables: dict[Index, np.ndarray] = {}
-    for number, tap in enumerate(np.ndindex(*(axis.window for axis in axes))):
-        at = [j * axis.dilation - axis.low for j, axis in zip(tap, axes, strict=True)]
-        shift = tuple(-(place // axis.stride) for place, axis in zip(at, axes, strict=True))
-        phase = tuple(place % axis.stride for place, axis in zip(at, axes, strict=True))
-        tables.setdefault(shift, np.full([axis.stride for axis in axes], -1))[phase] = number
+    for shift in product(*(dict.fromkeys(along.tolist()) for along in shifts)):
+        taps = [np.flatnonzero(along == by) for along, by in zip(shifts, shift, strict=True)]
+        phases = [place[own] % axis.stride for place, own, axis in zip(places, taps, axes, strict=True)]
+        tables[shift] = np.full([axis.stride for axis in axes], -1)
+        tables[shift][np.ix_(*phases)] = numbers[np.ix_(*taps)]
     return tables
 
 
@@ -105,15 +110,16 @@ def grids(step: Step, arrangement: Arrangement) -> Iterator[Grid]:
     strided = [i for i, axis in enumerate(axes) if axis.stride > 1 and axis.output > 1]
     separate = [] if arrangement.spread_axes is None else strided[arrangement.spread_axes :]
     separate = sorted({*separate, *(i for i in strided if len(phases_with_taps(axes[i])) < axes[i].stride)})
-    for phase in np.ndindex(*(min(axes[i].stride, axes[i].size) for i in separate)):
+    for phase in product(*(phases_with_taps(axes[i]) for i in separate)):
         grid = Grid(axes, taps, dict(zip(separate, phase, strict=True)), step.block_stride)
         if grid.taps:
             yield grid
 
 
-def phases_with_taps(axis: Axis) -> set[int]:
-    """The phases of an axis whose elements some window can cover."""
-    return {(j * axis.dilation - axis.low) % axis.stride for j in range(min(axis.window, axis.stride))}
+def phases_with_taps(axis: Axis) -> list[int]:
+    """The phases of an axis that taps have, but for those beyond its end."""
+    phases = {(j * axis.dilation - axis.low) % axis.stride for j in range(min(axis.window, axis.stride))}
+    return sorted(phase for phase in phases if phase < axis.size)
 
 
 def pad(array: jax.Array, config: list[tuple[int, int, int]], value: int | np.ndarray) -> jax.Array:

@@ -164,16 +164,14 @@ def _batched(primitive: Primitive, arrays: Any, axes: Any, *, geometry: Geometry
 
 def _repeated(array: jax.Array, examples: jax.Array) -> jax.Array:
     """The array once for each example, over devices as the examples are."""
-    shape, dims, of_examples = (
-        (examples.shape[0], *array.shape),
-        range(1, array.ndim + 1),
-        jax.typeof(examples).sharding,
-    )
-    if of_examples.mesh.empty or of_examples.spec[0] is None:
-        return jax.lax.broadcast_in_dim(array, shape, dims)
-    partitions = [of_examples.spec[0], *jax.typeof(array).sharding.spec]
-    sharding = of_examples.update(spec=of_examples.spec.update(partitions=partitions))
-    return jax.lax.broadcast_in_dim(array, shape, dims, out_sharding=sharding)
+    sharding = jax.typeof(examples).sharding
+    if sharding.mesh.empty or sharding.spec[0] is None:
+        sharding = None
+    else:
+        partitions = [sharding.spec[0], *jax.typeof(array).sharding.spec]
+        sharding = sharding.update(spec=sharding.spec.update(partitions=partitions))
+    shape = (examples.shape[0], *array.shape)
+    return jax.lax.broadcast_in_dim(array, shape, range(1, len(shape)), out_sharding=sharding)
 
 
 # --- programs ---
