@@ -13,8 +13,6 @@ from test_transformations import FORBIDDEN, compiled_instructions, lowered_instr
 import jpool
 from jpool.parts import passes
 
-pytestmark = pytest.mark.usefixtures("arrangement")
-
 SHAPES = {
     # name: (shape, output, channel_axis)
     "divides": ((8, 6, 2), (4, 3), -1),
@@ -35,6 +33,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize("name", SHAPES)
 def test_values_gradients_and_places_equal_the_oracle(name):
     shape, output, axis = SHAPES[name]
@@ -60,6 +59,7 @@ def test_values_gradients_and_places_equal_the_oracle(name):
         np.testing.assert_array_equal(argmax[i], oracle.flat(winners, shape, axis), strict=True)
 
 
+@pytest.mark.usefixtures("arrangement")
 def test_every_size_and_number_of_windows_along_a_line():
     rng = np.random.default_rng(0)
     for n in (1, 2, 3, 5, 7, 8, 12, 13):
@@ -87,6 +87,7 @@ def test_parts_are_few():
     assert (repeated.groups, len(repeated.parts)) == (10**5, 1)
 
 
+@pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
 def test_shared_elements_add_up_in_float32(dtype):
     x = jnp.asarray(np.eye(1, 4, 1).repeat(2, 0), jnp.dtype(dtype))  # one peak for all

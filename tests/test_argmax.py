@@ -9,8 +9,6 @@ from cases import CASES, CONTENTS
 
 import jpool
 
-pytestmark = pytest.mark.usefixtures("arrangement")
-
 inf, nan = np.inf, np.nan
 
 
@@ -25,6 +23,7 @@ def test_a_picture():
     np.testing.assert_array_equal(got, [[0, 2], [6, 8]])
 
 
+@pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize("ties", ["first", "last"])
 @pytest.mark.parametrize(
     "name", ["only_padding_strided", "channels_first", "long_strided", "four_axes", "dilated_same"]
@@ -40,15 +39,18 @@ def test_both_rules_equal_the_oracle(name, ties):
         np.testing.assert_array_equal(places, flat, strict=True)
 
 
+@pytest.mark.usefixtures("arrangement")
 def test_padding_is_not_counted_and_no_real_element_is_minus_one():
     np.testing.assert_array_equal(argmax(np.zeros((2, 2)), (2, 2), 3, 2), [[-1, -1], [-1, 3]])
 
 
+@pytest.mark.usefixtures("arrangement")
 def test_the_first_nan_and_the_real_infinity_win():
     assert argmax(np.array([1.0, nan, nan, inf]), (4,)).tolist() == [1]
     assert argmax(np.full(3, -inf), (3,), padding=1).tolist() == [0, 0, 1]
 
 
+@pytest.mark.usefixtures("arrangement")
 def test_values_are_differentiable_exactly_as_max_pools():
     x = CONTENTS["tied"](np.random.default_rng(0), (7, 6, 2))
     arguments = {"window_shape": (3, 2), "strides": 2, "padding": 1}
@@ -76,6 +78,7 @@ def test_the_place_is_where_the_gradient_goes_under_vmap():
     np.testing.assert_array_equal(gradient, marked.reshape(xs.shape))
 
 
+@pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "bool", "float8_e4m3fn"])
 def test_other_dtypes_have_an_argmax(dtype):
     x = jnp.asarray([[0, 1], [1, 0]]).astype(dtype)

@@ -12,8 +12,6 @@ from cases import CASES, CONTENTS
 import jpool
 from jpool.arguments import TIES
 
-pytestmark = pytest.mark.usefixtures("arrangement")
-
 inf = np.inf
 
 
@@ -21,6 +19,7 @@ def bits(array):
     return np.asarray(array).view(f"uint{8 * array.dtype.itemsize}")
 
 
+@pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize("name", CASES)
 def test_values_gradients_and_tangents_on_every_case(name):
     """The gradient position, the tangent's source and the argmax are one; the gradient is the default's to the bit."""
@@ -50,6 +49,7 @@ def test_values_gradients_and_tangents_on_every_case(name):
         np.testing.assert_array_equal(argmax[i], oracle.flat(winners, x.shape, case.arguments.get("channel_axis", -1)))
 
 
+@pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize("pool", [jpool.max_pool, jpool.min_pool])
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("window", [(3, 2), (4, 5)])
@@ -73,6 +73,7 @@ def test_tangents_of_every_rule_and_transposes(ties, pool, window):
     )  # <gather(t), ct> = <t, route(ct)>
 
 
+@pytest.mark.usefixtures("arrangement")
 def test_the_tangent_of_an_all_infinite_window_is_its_first_real_elements():
     x = jnp.full((3, 3), -inf)
     pool = partial(jpool.max_pool, window_shape=(3, 3), padding="SAME", channel_axis=None, forward_mode=True)
