@@ -163,11 +163,12 @@ def dumped_instructions() -> dict[str, int]:
 def read_program(text: str, instructions: dict[str, int] | None = None) -> Program:
     """The kernels of a compiled program; `instructions` by the kernel's name, where they are known."""
     computations = dict(_computations(text))
+    types = {name: type_ for computation in computations.values() for name, (type_, _, _) in computation.items()}
     kernels = []
     for name, type_, operation, rest in _executed(computations, "ENTRY"):
         operands, attributes = _operands_and_attributes(rest)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
-        read = sum(_bytes_read(computations, operands, attributes))
+        read = sum(_bytes_read(computations, types, operands, attributes))
         kernels.append(
             Kernel(
                 name,
@@ -222,9 +223,8 @@ def _operands_and_attributes(rest: str) -> tuple[list[str], str]:
     return re.findall(r"%([\w.\-]+)", rest[:end]), rest[end:]
 
 
-def _bytes_read(computations: Any, operands: list[str], attributes: str) -> Iterator[int]:
+def _bytes_read(computations: Any, types: dict[str, str], operands: list[str], attributes: str) -> Iterator[int]:
     """The bytes of each operand; of one that a fusion only slices, those of the slices."""
-    types = {name: type_ for computation in computations.values() for name, (type_, _, _) in computation.items()}
     fused = computations.get(next(iter(re.findall(r"calls=%?([\w.\-]+)", attributes)), ""), {})
     for i, operand in enumerate(operands):
         whole = size_of(types.get(operand, ""))

@@ -12,9 +12,9 @@ from jax import lax
 
 import jpool
 from experiments.pools import POOLS, jax_pools
+from experiments.relatives import IMAGES, lax_pool
 
 Function = Callable[..., Any]
-IMAGES = (16, 56, 56, 64)
 RESNET = POOLS["ResNet 3x3/2 pad 1"].x
 
 
@@ -118,11 +118,6 @@ def ours(window: tuple[int, ...], strides: int, padding: Any = "VALID", **option
             x, -jnp.inf, lax.max, (1, *window, 1), (1, *(strides,) * len(window), 1), padding
         )
     return found
-
-
-def lax_pool(x: jax.Array) -> jax.Array:
-    """3x3/2 pad 1 of one example, as Flax, Equinox and Haiku ask for it."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (3, 3, 1), (2, 2, 1), ((1, 1), (1, 1), (0, 0)))
 
 
 def tangent(function: Function) -> Function:

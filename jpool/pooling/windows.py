@@ -24,18 +24,15 @@ def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: np.ndarray | 
 
 
 def read_tap(axes: Sequence[Axis], tap: Sequence[int], padded: jax.Array) -> jax.Array:
-    """One tap of all windows at once: an array with one element per window."""
-    start = [number * axis.dilation for number, axis in zip(tap, axes, strict=True)]
+    """One tap of all windows at once: an array with one element per window. Negative padding is skipped."""
+    start = [number * axis.dilation + max(-axis.low, 0) for number, axis in zip(tap, axes, strict=True)]
     end = [
-        axis.output if axis.is_identity else max(first + (axis.output - 1) * axis.stride + 1, 0)
+        axis.output if axis.is_identity else first + max((axis.output - 1) * axis.stride + 1, 0)
         for first, axis in zip(start, axes, strict=True)
     ]
-    return lax.slice(padded, start, end, slice_strides(axes))
-
-
-def slice_strides(axes: Sequence[Axis]) -> list[int]:
-    """The strides of the windows; 1 for a single one, since XLA's partitioner then reads a sharded axis wrongly."""
-    return [axis.stride if axis.is_identity or axis.output > 1 else 1 for axis in axes]
+    # XLA's partitioner reads a sharded axis wrongly where a slice of one element has a stride larger than 1.
+    strides = [axis.stride if axis.is_identity or axis.output > 1 else 1 for axis in axes]
+    return lax.slice(padded, start, end, strides)
 
 
 def gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:

@@ -14,13 +14,13 @@ from jax import lax
 from jpool.geometry import Axis, Geometry
 from jpool.pooling.backward import to_accumulator
 from jpool.pooling.cpu.forward import ARRANGEMENT
-from jpool.pooling.cpu.loops import Arrays, by_runs, in_one_pass, read_in_place
+from jpool.pooling.cpu.loops import Arrays, by_runs, in_one_pass
 from jpool.pooling.cpu.runs import Run, in_place
 from jpool.pooling.forward import Winners
 from jpool.pooling.grid import Grid, taps_by_shift
 from jpool.pooling.steps import Step, steps
 from jpool.pooling.ties import RULES
-from jpool.pooling.windows import count_tied, pad_for_windows
+from jpool.pooling.windows import count_tied, pad_for_windows, read_tap
 
 
 def route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
@@ -59,7 +59,7 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
         for place in np.ndindex(*(block.window for block in blocks)):
             shift = tuple(at + run.first + low for at, run, low in zip(place, chosen, lows, strict=True))
             if shift in taps:
-                winner, sent = (grid.spread(read_in_place(blocks, place, array)) for array in (winners, ct))
+                winner, sent = (grid.spread(read_tap(blocks, place, array)) for array in (winners, ct))
                 won = rule.won(step, winner, taps[shift], grid.table)
                 if blocks_win:
                     begin = grid.table(np.maximum(taps[shift], 0) * step.block_stride, winner.dtype)

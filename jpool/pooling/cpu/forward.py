@@ -9,12 +9,12 @@ import numpy as np
 from jax import lax
 
 from jpool.geometry import Axis, Geometry
-from jpool.pooling.cpu.loops import Arrays, bits_dtype, by_runs, from_bits, in_one_pass, read_in_place, to_bits, widened
+from jpool.pooling.cpu.loops import Arrays, bits_dtype, by_runs, from_bits, in_one_pass, to_bits, widened
 from jpool.pooling.cpu.runs import Run, selects_in_place
 from jpool.pooling.forward import Winners
 from jpool.pooling.steps import Arrangement, Step, steps
 from jpool.pooling.ties import RULES, Candidate, low_value
-from jpool.pooling.windows import pad_for_windows
+from jpool.pooling.windows import pad_for_windows, read_tap
 
 ARRANGEMENT = Arrangement(axis_taps=8, reduces=False)
 
@@ -41,7 +41,7 @@ def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
         array = values if in_place else pad_for_windows(axes, values, low.view(bits_dtype(low.dtype)))
 
         def compute(chosen: Sequence[Run], step: Step = step, array: jax.Array = array) -> Arrays:
-            found = [widened(read_in_place(axes, tap, array), low.dtype) for _, axes, tap in _taps(step, chosen)]
+            found = [widened(read_tap(axes, tap, array), low.dtype) for _, axes, tap in _taps(step, chosen)]
             while len(found) > 1:
                 pairs = [
                     lax.select(rule.stays(geometry, best, later), best, later)
@@ -71,8 +71,8 @@ def _select_step(
 
     def candidates(chosen: Sequence[Run]) -> Iterator[Candidate]:
         for number, run_axes, tap in _taps(step, chosen):
-            value = widened(read_in_place(run_axes, tap, values), low.dtype)
-            inner = None if winners is None else read_in_place(run_axes, tap, winners)
+            value = widened(read_tap(run_axes, tap, values), low.dtype)
+            inner = None if winners is None else read_tap(run_axes, tap, winners)
             yield value, rule.mark(geometry, step, number, value, inner)
 
     def compute(chosen: Sequence[Run]) -> Arrays:

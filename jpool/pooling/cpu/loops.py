@@ -9,16 +9,8 @@ from jax import lax
 
 from jpool.geometry import Axis
 from jpool.pooling.cpu.runs import Run, runs
-from jpool.pooling.windows import slice_strides
 
 Arrays = tuple[jax.Array, ...]
-
-
-def read_in_place(axes: Sequence[Axis], tap: Sequence[int], array: jax.Array) -> jax.Array:
-    """One tap of all windows of a run, or of windows whose low padding has been added: one element per window."""
-    start = [number * axis.dilation + max(-axis.low, 0) for number, axis in zip(tap, axes, strict=True)]
-    limit = [at + max((axis.output - 1) * axis.stride + 1, 0) for at, axis in zip(start, axes, strict=True)]
-    return lax.slice(array, start, limit, slice_strides(axes))
 
 
 def by_runs(axes: Sequence[Axis], compute: Callable[[Sequence[Run]], Arrays], *, split: bool) -> Arrays:
