@@ -1,1 +1,1 @@
-"""Questions with measured answers. They use only what jpool exports, and run as `python -m experiments.NAME`."""
+"""Experiments with measured results, run as `python -m experiments.NAME`. They use only what jpool exports."""

@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import command, data, layers, lenet, loop, style
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.digits import data, layers, lenet, loop
 
 
 class Found(NamedTuple):

@@ -1,10 +1,10 @@
-"""How long max pooling takes, forward and backward, beside other libraries and beside what the machine can do at best.
+"""How long max pooling takes, forward and backward, compared with other libraries and with the machine's limits.
 
     python -m experiments.benchmark
 
-All contenders run in one process, in turn, each waited for; what is printed are medians. Two floors stand beside them:
-the copy floor is the time that the fastest copy of x into new memory would take for the bytes that both passes must
-move, the arithmetic floor the time that their compares, selects and adds would take with all numbers in the cache.
+All contenders run in one process, in turn, and every call waits for its result; medians are printed, with two floors.
+The copy floor is the time that the fastest copy of x into new memory would take for the bytes that both passes must
+move; the arithmetic floor is the time that their compares, selects and adds would take with all numbers in the cache.
 """
 
 import argparse
@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import figures, pools, timing
-from experiments.pools import POOLS, Pool
+from experiments.common import pools, timing
+from experiments.common.pools import POOLS, Pool
+from experiments.digits import figures
 
 Row = dict[str, Any]
 
@@ -45,12 +46,12 @@ MORE = {
 
 
 def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms: float) -> Row:
-    """Everything about one pool."""
-    found = pools.contenders(pool, dtype, layout)
-    compiled = {name: compile_ms(contender.program) for name, contender in found.items() if contender.program}
+    """All figures of one pool."""
+    contenders = pools.contenders(pool, dtype, layout)
+    compiled = {name: compile_ms(contender.program) for name, contender in contenders.items() if contender.program}
     copies = timing.copies(pool.x, dtype)
-    forward = timing.medians({name: contender.forward for name, contender in found.items()}, rounds)
-    both = timing.medians({name: contender.both for name, contender in found.items()} | copies, rounds)
+    forward = timing.medians({name: contender.forward for name, contender in contenders.items()}, rounds)
+    both = timing.medians({name: contender.both for name, contender in contenders.items()} | copies, rounds)
     itemsize = jax.numpy.dtype(dtype).itemsize
     copied = 2 * math.prod(pool.x) * itemsize / min(both.pop(name) for name in copies)  # bytes per ms
     return {
@@ -69,16 +70,16 @@ def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms:
 
 
 def times(library: str) -> Callable[[Row], str]:
-    """A column of milliseconds; of torch's two memory layouts the better."""
+    """A column of milliseconds; for torch, those of its faster memory layout."""
     return lambda row: f"{row['torch'] if library == 'torch' else row['both'].get(library, math.nan):.2f}"
 
 
 def compile_ms(program: Any) -> tuple[float, float]:
-    """Milliseconds to trace and compile both passes anew, and the megabytes they need beside inputs and results."""
+    """Milliseconds to trace and compile both passes anew, and the megabytes they need besides inputs and results."""
     jax.clear_caches()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     memory = program().compile().memory_analysis()
-    return (time.perf_counter() - begun) * 1000, memory.temp_size_in_bytes / 1e6
+    return (time.perf_counter() - start) * 1000, memory.temp_size_in_bytes / 1e6
 
 
 def table(rows: dict[str, Row], columns: dict[str, Any]) -> str:
@@ -99,15 +100,15 @@ def summary(rows: dict[str, Row]) -> str:
         "forward, jpool / lax": [row["forward"]["jpool"] / row["forward"]["lax"] for row in rows.values()],
     }
     lines = [
-        f"{name}: geometric mean {np.exp(np.mean(np.log(each))):.2f}, from {min(each):.2f} to {max(each):.2f}"
-        for name, each in ratios.items()
-        if each and not math.isnan(each[0])
+        f"{name}: geometric mean {np.exp(np.mean(np.log(values))):.2f}, from {min(values):.2f} to {max(values):.2f}"
+        for name, values in ratios.items()
+        if values and not math.isnan(values[0])
     ]
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Times every chosen pool, prints the tables, and writes what is asked for."""
+    """Times every chosen pool, prints the tables, and writes the requested files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, chosen = parse(given)
     if options.huge_pages:
@@ -136,13 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]]:
     """The options, checked, and the pools that they choose."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", metavar="WORD", default=[""], help="only pools whose name holds a word")
+    parser.add_argument("--shapes", nargs="+", metavar="WORD", default=[""], help="only pools whose name contains one of these")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--layout", choices=["last", "first"], default="last", help="where the channels are")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="cores to keep to (Linux; default: all)")
+    parser.add_argument("--layout", choices=["last", "first"], default="last", help="position of the channels")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="number of cores to use (Linux; default: all)")
     parser.add_argument(
-        "--huge-pages", action="store_true", help="new memory in huge pages, for all contenders (Linux)"
+        "--huge-pages", action="store_true", help="use huge pages for new memory, for all contenders (Linux)"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw them as bars")

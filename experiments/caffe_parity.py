@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jpool
-from experiments import caffe, command, data, lenet, loop, style
-from experiments.caffe_solvers import RATES, distances, of_caffe, of_optax
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.comparisons import caffe
+from experiments.comparisons.caffe_solvers import RATES, distances, of_caffe, of_optax
+from experiments.digits import data, lenet, loop
 
 BATCH = 24
 SPLITS = (1, 2, 4)  # iter_size

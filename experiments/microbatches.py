@@ -1,10 +1,10 @@
-"""What it costs to hold few per-example gradients at a time: gradient_statistics and the training step in microbatches.
+"""The cost of holding few per-example gradients at a time: gradient_statistics and the training step in microbatches.
 
     python -m experiments.microbatches
 
-Caffe's LeNet and a network with more convolution than that, with the convolution of `experiments.convolution` and with
-lax's, whose gradients a plain loop slows down 5 to 25 times on a CPU. Times stand beside those of the whole batch at
-once in the same process; memory is what the compiled program says that it needs beside its arguments and results.
+Caffe's LeNet and a network with more convolutions, with the convolution of `experiments.digits.convolution` and with
+lax's, whose gradients a plain loop slows down 5 to 25 times on a CPU. Times are compared with those of the whole batch
+at once in the same process; memory is what the compiled program reports to need besides its arguments and results.
 """
 
 import argparse
@@ -16,12 +16,13 @@ import jax
 import optax
 
 import jpool
-from experiments import layers, lenet, timing
-from experiments.command import positive
-from experiments.convolution import convolve, convolve_by_lax
+from experiments.common import timing
+from experiments.common.command import positive
+from experiments.digits import layers, lenet
+from experiments.digits.convolution import convolve, convolve_by_lax
 
 BATCH = 120
-SIZES = (None, 1, 2, 12, 50, 60)  # 50 does not divide
+SIZES = (None, 1, 2, 12, 50, 60)  # 50 does not divide BATCH
 DEEP: layers.Shapes = {"conv1": (3, 3, 1, 16), "conv2": (3, 3, 16, 32), "conv3": (3, 3, 32, 32), "out": (800, 10)}
 CONVOLUTIONS = {"": convolve, ", lax convolution": convolve_by_lax}
 
@@ -62,12 +63,12 @@ def compare(network: layers.Network, shapes: layers.Shapes, rounds: int) -> list
     params, loss = layers.init(key, shapes), layers.loss(network)
     calls, needs, rows = dict[str, timing.Call](), dict[int | None, float](), []
     for size in SIZES:
-        each, needs[size] = programs(loss, params, batch, size)
-        calls |= {f"{name} {size}": call for name, call in each.items()}
+        timed, needs[size] = programs(loss, params, batch, size)
+        calls |= {f"{name} {size}": call for name, call in timed.items()}
     ms = timing.medians(calls, rounds)
     for size in SIZES:
         times = ((ms[f"{name} {size}"], ms[f"{name} None"]) for name in ("statistics", "step"))
-        cells = [f"{each:.1f} | {each / whole:.2f}" for each, whole in times]
+        cells = [f"{part:.1f} | {part / whole:.2f}" for part, whole in times]
         rows.append(" | ".join([str(size or "all"), *cells, f"{needs[size]:.1f}"]))
     return rows
 
@@ -75,10 +76,10 @@ def compare(network: layers.Network, shapes: layers.Shapes, rounds: int) -> list
 def main(arguments: list[str] | None = None) -> None:
     """Times every variant and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.microbatches")
-    parser.add_argument("--rounds", type=positive(int), default=7, help="turns of each variant (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive(int), default=7, help="timed rounds of each variant (default: %(default)s)")
     rounds = parser.parse_args(arguments).rounds
     print(f"{BATCH} examples of 28x28; {timing.versions()}\n")
-    print("| network | at a time | statistics, ms | of all at once | step, ms | of all at once | memory, MiB |")
+    print("| network | at a time | statistics, ms | relative to all at once | step, ms | relative to all at once | memory, MiB |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, (make, shapes) in NETWORKS.items():
         for words, convolution in CONVOLUTIONS.items():

@@ -17,8 +17,9 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 import jpool
-from experiments import command, data, layers, lenet, loop, style
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.digits import data, layers, lenet, loop
 
 BATCH, MICROBATCH = 100, 100
 DIGITS = 4000  # all that there are to train

@@ -14,8 +14,9 @@ import optax
 from matplotlib.figure import Figure
 
 import jpool
-from experiments import command, data, lenet, loop, style
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.digits import data, lenet, loop
 
 BATCH, LAST = 100, 20  # examples; steps at the end whose mean loss decides
 GRIDS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[float, ...]]] = {

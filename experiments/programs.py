@@ -1,15 +1,15 @@
-"""What XLA makes of pooling for an H100 and a TPU v5e: compiled here, without one; nothing is timed.
+"""XLA's programs of pooling for an H100 and a TPU v5e, compiled on a machine without either; nothing is timed.
 
     python -m experiments.programs
 
-For each pool of the benchmark, and for the relatives of max_pool, the program is compiled and read. On the H100:
-kernels; bytes that all of them read and write, and the estimated time, as multiples of the least. The least is to read
-and write every input and result once at full bandwidth. A kernel's estimate is the longer of its bytes over bandwidth
-and its instructions over the rate of issue; branches count as taken, and a loop inside a kernel, such as lax's over a
-window, counts once: for lax it is a lower bound. On the TPU:
-the compiler's own estimate in cycles. It leaves out reduce-window and select-and-scatter, so lax has none.
+For each pool of the benchmark and each function related to max_pool, the program is compiled and its text is read.
+For the H100: the number of kernels, and the bytes that they read and write and their estimated time as multiples of the
+lower bound, which is to read and write every input and result once at full bandwidth. The estimate of a kernel is the
+larger of its bytes over bandwidth and its instructions over the issue rate. Branches count as taken, and a loop inside
+a kernel, such as lax's over a window, counts once, so lax's real time is longer. For the TPU: the compiler's estimate
+in cycles. It leaves out reduce-window and select-and-scatter, so there is none for lax.
 
-The compilers are packages; experiments/compiled.py says how to install them.
+The compilers are packages; experiments/accelerators/compiled.py has the command that installs them.
 """
 
 import argparse
@@ -25,40 +25,41 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments import compiled, style
-from experiments.networks import NETWORKS, bytes_beside_convolutions
-from experiments.questions import Question, questions
+from experiments.accelerators import compiled
+from experiments.accelerators.networks import NETWORKS, bytes_besides_convolutions
+from experiments.accelerators.questions import Question, questions
+from experiments.common import style
 
 KILO = 1000
 
 
 def read(question: Question) -> dict[str, Any]:
-    """Everything about one question, by contender."""
-    found: dict[str, Any] = {"least_bytes": question.least}
+    """All figures of one question, by contender."""
+    figures: dict[str, Any] = {"least_bytes": question.least}
     for name, function in question.contenders.items():
-        begun = time.perf_counter()
+        start = time.perf_counter()
         gpu = compiled.compile_for("cuda", function, *question.shapes)
-        found[name] = {
-            "compile_s": time.perf_counter() - begun,
+        figures[name] = {
+            "compile_s": time.perf_counter() - start,
             "kernels": len(gpu.kernels),
             "bytes": gpu.bytes / question.least,
             "time": gpu.seconds / (question.least / compiled.BANDWIDTH),
             "scatter": bool(gpu.count("scatter") + gpu.count("select-and-scatter")),
             "while": gpu.count("while"),
         }
-    found["jpool"]["tpu_cycles"] = compiled.compile_for("tpu", question.contenders["jpool"], *question.shapes).cycles
-    return found
+    figures["jpool"]["tpu_cycles"] = compiled.compile_for("tpu", question.contenders["jpool"], *question.shapes).cycles
+    return figures
 
 
 def table(rows: dict[str, Any]) -> str:
-    """In Markdown: ours, and the others as far as they answer."""
+    """A Markdown table: jpool's figures, and those of another contender where there is one."""
     lines = [
         "| program | kernels | bytes | time | lax, jnp.max: kernels | bytes | time | scatter | TPU, thousand cycles |",
         "|---|---:|---:|---:|---:|---:|---:|---|---:|",
     ]
     for name, row in rows.items():
         us = row["jpool"]
-        others = [row[each] for each in ("lax", "jnp.max") if each in row]
+        others = [row[library] for library in ("lax", "jnp.max") if library in row]
         theirs = "| | | |" if not others else "| {kernels} | {bytes:.2f} | {time:.2f} |".format(**others[0])
         scatter = "both" if us["scatter"] else "theirs" if others and others[0]["scatter"] else ""
         cycles = f"{us['tpu_cycles'] / KILO:,.0f}"
@@ -69,20 +70,20 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def compare(network: Callable[[bool], Any]) -> dict[str, Any]:
-    """One training step on an H100, with the framework's own pooling and with ours."""
-    found: dict[str, Any] = {}
+    """One training step on an H100, with the framework's pooling and with jpool's."""
+    figures: dict[str, Any] = {}
     for name, ours in (("theirs", False), ("ours", True)):
         step, shapes = network(ours)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         program = compiled.compile_for("cuda", step, *shapes)
-        compile_s = time.perf_counter() - begun
-        moved = bytes_beside_convolutions(program)
-        found[name] = {"bytes": moved, "kernels": len(program.kernels), "compile_s": compile_s}
-    return found | {"ratio": found["theirs"]["bytes"] / found["ours"]["bytes"]}
+        compile_s = time.perf_counter() - start
+        moved = bytes_besides_convolutions(program)
+        figures[name] = {"bytes": moved, "kernels": len(program.kernels), "compile_s": compile_s}
+    return figures | {"ratio": figures["theirs"]["bytes"] / figures["ours"]["bytes"]}
 
 
 def table_of_models(rows: dict[str, Any]) -> str:
-    """In Markdown, with the geometric mean."""
+    """A Markdown table, with the geometric mean."""
     lines = [
         "| training step | MB, theirs | ours | theirs / ours | kernels, theirs | ours |",
         "|---|---:|---:|---:|---:|---:|",
@@ -92,39 +93,39 @@ def table_of_models(rows: dict[str, Any]) -> str:
         megabytes = f"{theirs['bytes'] / 1e6:,.0f} | {us['bytes'] / 1e6:,.0f} | {row['ratio']:.2f}"
         lines.append(f"| {name} | {megabytes} | {theirs['kernels']} | {us['kernels']} |")
     mean = np.exp(np.mean([np.log(row["ratio"]) for row in rows.values()]))
-    return "\n".join([*lines, f"\nbytes of all kernels but the convolutions, theirs / ours: geometric mean {mean:.2f}"])
+    return "\n".join([*lines, f"\nbytes of all kernels except convolutions, theirs / ours: geometric mean {mean:.2f}"])
 
 
 def is_chosen(name: str, words: Sequence[str]) -> bool:
-    """Whether the name holds one of the words."""
+    """Whether the name contains one of the words."""
     return any(word.lower() in name.lower() for word in words)
 
 
 def heading() -> str:
-    """What was compiled by what, and that it was not run."""
+    """What was compiled, that it was not timed, and the versions of the compilers."""
     parts = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "jax-cuda12-pjrt")]
     return (
-        f"compiled, not timed, for an H100 and a TPU v5e; bytes and time as multiples of the least; {', '.join(parts)}"
+        f"compiled, not timed, for an H100 and a TPU v5e; bytes and time as multiples of the lower bound; {', '.join(parts)}"
     )
 
 
 def picture(rows: dict[str, Any], about: str) -> Any:
-    """The estimated time of both passes on an H100, as a multiple of the least."""
+    """The estimated time of both passes on an H100, as a multiple of the lower bound."""
     shown = {name: row for name, row in rows.items() if "alone" not in name and "without" not in name}
     figure = style.figure(9, 0.36 * len(shown) + 1.2)
     axes = figure.subplots()
-    places = np.arange(len(shown))
+    positions = np.arange(len(shown))
     series = {
         "jpool": style.BLUE,
-        "lax, as Flax and others call it (its loops count once: at least), or jnp.max": style.RED,
+        "lax, as Flax and others call it (its loops count once), or jnp.max": style.RED,
     }
     for i, (label, colour) in enumerate(series.items()):
         names = ("jpool",) if i == 0 else ("lax", "jnp.max")
-        times = [next((row[each]["time"] for each in names if each in row), math.nan) for row in shown.values()]
-        bars = axes.barh(places + 0.38 * i, times, 0.36, color=colour, label=label)
-        axes.bar_label(bars, ["" if math.isnan(each) else f"{each:.2f}" for each in times], padding=3, fontsize=8)
-    axes.axvline(1, color="black", linewidth=1, label="the least: every byte once, at full bandwidth")
-    axes.set_yticks(places + 0.19, list(shown), fontsize=8)
+        times = [next((row[library]["time"] for library in names if library in row), math.nan) for row in shown.values()]
+        bars = axes.barh(positions + 0.38 * i, times, 0.36, color=colour, label=label)
+        axes.bar_label(bars, ["" if math.isnan(time_) else f"{time_:.2f}" for time_ in times], padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=1, label="lower bound: every byte once, at full bandwidth")
+    axes.set_yticks(positions + 0.19, list(shown), fontsize=8)
     axes.set(xscale="log", xlim=(0.8, 10))
     axes.set_xticks([1, 2, 3, 4, 6, 8], labels=["1", "2", "3", "4", "6", "8"], minor=False)
     axes.set_xticks([], minor=True)
@@ -136,7 +137,7 @@ def picture(rows: dict[str, Any], about: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compiles every chosen question, prints the table, and writes what is asked for."""
+    """Compiles every chosen question, prints the table, and writes the requested files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     if arguments is None:
@@ -153,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = {name: compare(NETWORKS[name]) for name in tqdm(chosen_networks, leave=False, disable=None)}
         print(table_of_models(rows))
     else:
-        chosen = [each for each in questions() if is_chosen(each.name, options.shapes)]
-        rows = {each.name: read(each) for each in tqdm(chosen, leave=False, disable=None)}
+        chosen = [question for question in questions() if is_chosen(question.name, options.shapes)]
+        rows = {question.name: read(question) for question in tqdm(chosen, leave=False, disable=None)}
         print(table(rows))
         if options.png:
             style.save(picture(rows, heading()), options.png)
@@ -165,9 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(prog="python -m experiments.programs", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", action="store_true", help="whole training steps, with the extra `peers`")
+    parser.add_argument("--models", action="store_true", help="compile whole training steps (needs the extra `peers`)")
     parser.add_argument(
-        "--shapes", nargs="+", metavar="WORD", default=[""], help="only programs whose name holds a word"
+        "--shapes", nargs="+", metavar="WORD", default=[""], help="only programs whose name contains one of these"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw the estimated times")

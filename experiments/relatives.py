@@ -1,9 +1,9 @@
-"""How long the relatives of max_pool take: other rules of ties, forward mode, places, unpooling, adaptive and global.
+"""How long the functions related to max_pool take: tie rules, forward mode, argmax, unpooling, adaptive and global.
 
     python -m experiments.relatives
 
-Each beside what does the same elsewhere: max_pool itself, lax, the scatter that JAX has, or torch. Both passes in one
-compiled program unless it says otherwise, float32, channels last, the batch by `jax.vmap`; medians of rounds in turn.
+Each is compared with an equivalent: max_pool itself, lax, JAX's scatter, or torch. Both passes run in one compiled
+program unless the row's name specifies one; float32, channels last, batched by `jax.vmap`; medians of rounds in turn.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 import jpool
-from experiments import timing
+from experiments.common import timing
 
 Function = Callable[..., Any]
 IMAGES = (16, 56, 56, 64)
@@ -27,7 +27,7 @@ where = partial(jpool.max_pool_with_argmax, window_shape=(3, 3), strides=2, padd
 
 
 def both(function: Function, *arrays: jax.Array) -> timing.Call:
-    """Value and gradient for the first array, of a batch."""
+    """Value and gradient for the first array, for a batch."""
 
     @jax.jit
     def run(x: jax.Array, *rest: jax.Array) -> Any:
@@ -38,7 +38,7 @@ def both(function: Function, *arrays: jax.Array) -> timing.Call:
 
 
 def once(function: Function, *arrays: jax.Array) -> timing.Call:
-    """The function of a batch, as it is."""
+    """The function itself, for a batch."""
     run = jax.jit(jax.vmap(function))
     return lambda: jax.block_until_ready(run(*arrays))
 
@@ -49,12 +49,12 @@ def tangent(function: Function, x: jax.Array) -> timing.Call:
 
 
 def lax_pool(x: jax.Array) -> jax.Array:
-    """What Flax, Equinox and Haiku call."""
+    """The function that Flax, Equinox and Haiku call."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (3, 3, 1), (2, 2, 1), ((1, 1), (1, 1), (0, 0)))
 
 
 def by_scatter(values: jax.Array, argmax: jax.Array) -> jax.Array:
-    """Unpooling as JAX would be asked for it; on a GPU it adds in no fixed order."""
+    """Unpooling as users of JAX would write it; on a GPU it adds in no fixed order."""
     channels = values.shape[-1]
     at, channel = argmax.reshape(-1, channels), jnp.arange(channels)
     flat = jnp.zeros((IMAGES[1] * IMAGES[2], channels)).at[at, channel].add(values.reshape(-1, channels), mode="drop")
@@ -62,7 +62,7 @@ def by_scatter(values: jax.Array, argmax: jax.Array) -> jax.Array:
 
 
 def questions(x: jax.Array) -> dict[str, dict[str, timing.Call]]:
-    """What to time in turn: ours, then the others."""
+    """The calls to time in turn: jpool's, then the others'."""
     values, argmax = jax.block_until_ready(jax.jit(jax.vmap(where))(x))
     part = x[:, :30, :30]
     unpool = partial(jpool.max_unpool, spatial_shape=IMAGES[1:3])
@@ -94,7 +94,7 @@ def questions(x: jax.Array) -> dict[str, dict[str, timing.Call]]:
 
 
 def torch_calls(question: str, x: jax.Array, argmax: jax.Array | None = None) -> dict[str, timing.Call]:
-    """Torch's answer, contiguous and channels last, where it is installed and on the same device."""
+    """Torch's equivalent, contiguous and channels last, if torch is installed and JAX runs on the CPU."""
     if not importlib.util.find_spec("torch") or jax.default_backend() != "cpu":
         return {}
     import torch
@@ -105,7 +105,7 @@ def torch_calls(question: str, x: jax.Array, argmax: jax.Array | None = None) ->
         return torch.from_numpy(np.moveaxis(np.asarray(array), -1, 1).copy())
 
     at = None if argmax is None else first(argmax).long()
-    answers = {
+    functions = {
         "argmax": lambda t: functional.max_pool2d(t, 3, 2, 1, return_indices=True),
         "unpool": lambda t: functional.max_unpool2d(t, at, 3, 2, 1, IMAGES[1:3]),
         "adaptive": lambda t: functional.adaptive_max_pool2d(t, 7),
@@ -117,31 +117,31 @@ def torch_calls(question: str, x: jax.Array, argmax: jax.Array | None = None) ->
 
         def run() -> None:
             if question == "argmax":
-                answers[question](image)
+                functions[question](image)
             else:
-                out = answers[question](image.requires_grad_())
+                out = functions[question](image.requires_grad_())
                 torch.autograd.grad(out, image, out.detach())
 
         return run
 
     formats = {"torch": torch.contiguous_format, "torch, channels last": torch.channels_last}
-    return {name: call(each) for name, each in formats.items() if not (name != "torch" and question == "unpool")}
+    return {name: call(layout) for name, layout in formats.items() if not (name != "torch" and question == "unpool")}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Times every question and prints the table."""
+    """Times every function and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.relatives", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each contender (default: %(default)s)")
     rounds = parser.parse_args(arguments).rounds
     if rounds < 1:
         parser.error(f"argument --rounds: must be at least 1; got {rounds}")
     x = jax.random.normal(jax.random.key(0), IMAGES)
     print(f"windows of 3x3, stride 2, padding 1, on {IMAGES}; {timing.versions()}\n")
-    print("| what | jpool ms | beside | ms | jpool / beside |\n|---|---:|---|---:|---:|")
+    print("| function | jpool ms | other | ms | jpool / other |\n|---|---:|---|---:|---:|")
     for name, calls in questions(x).items():
         ms = timing.medians(calls, rounds)
         ours = ms.pop("jpool")
-        others = [f"{other} | {each:.2f} | {ours / each:.2f}" for other, each in ms.items()] or ["- | - | -"]
+        others = [f"{other} | {theirs:.2f} | {ours / theirs:.2f}" for other, theirs in ms.items()] or ["- | - | -"]
         print(*(f"| {name} | {ours:.2f} | {other} |" for other in others), sep="\n", flush=True)
 
 

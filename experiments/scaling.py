@@ -32,8 +32,11 @@ import optax
 from matplotlib.figure import Figure
 
 import jpool
-from experiments import cluster, command, lenet, pods, style, timing
-from experiments.command import claim
+from experiments import pods
+from experiments.common import command, style, timing
+from experiments.common.command import claim
+from experiments.digits import lenet
+from experiments.long_run import cluster
 
 FORCED = (1, 2, 4, 8)
 CLUSTER = tuple(2**i for i in range(13))  # to 4,096
@@ -88,7 +91,7 @@ class Step:
         """Splits the batch and compiles the step."""
         optimizer = optax.sgd(0.01, momentum=0.9)
         mesh = cluster.mesh_of(jax.devices()[:devices])
-        self.state = cluster.everywhere(mesh, jpool.TrainState.create(params, optimizer))
+        self.state = cluster.replicate(mesh, jpool.TrainState.create(params, optimizer))
         self.batch = cluster.split(mesh, batch)
         step: Any = jpool.make_train_step(lenet.loss, optimizer, mesh=mesh)
         self.program = step.lower(self.state, *self.batch).compile()
@@ -110,7 +113,7 @@ def measure(
     latency: float = 5.0,
 ) -> Found:
     """Times the step, checks the formulas against compiled programs, and prints what they predict."""
-    cluster.make_up(max(FORCED))
+    cluster.simulate_devices(max(FORCED))
     image_key, label_key, init_key = jax.random.split(jax.random.key(seed), 3)
     examples *= max(FORCED)
     data = jax.random.uniform(image_key, (examples, 28, 28)), jax.random.randint(label_key, (examples,), 0, 10)

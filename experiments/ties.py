@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_sample_images
 
 import jpool
-from experiments import command, data, layers, lenet, linearity, loop, shortcuts, style
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.comparisons import linearity, shortcuts
+from experiments.digits import data, layers, lenet, loop
 
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int8")
 RULES = ("first", "last", "split", "none")

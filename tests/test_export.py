@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 import jpool
-from jpool.arguments import TIES
+from jpool.pooling.integers.arguments import TIES
 
 POOLS = {
     "2x2/2": partial(jpool.max_pool, window_shape=(2, 2), strides=2),

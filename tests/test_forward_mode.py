@@ -10,7 +10,7 @@ import pytest
 from cases import CASES, CONTENTS
 
 import jpool
-from jpool.arguments import TIES
+from jpool.pooling.integers.arguments import TIES
 
 inf = np.inf
 

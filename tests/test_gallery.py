@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import caffe, caffe_solvers, command, layers, linearity, loop, shortcuts, wrong_averages
+from experiments import wrong_averages
+from experiments.common import command
+from experiments.comparisons import caffe, caffe_solvers, linearity, shortcuts
+from experiments.digits import layers, loop
 
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jpool
-from jpool.geometry import Axis, resolve
+from jpool.pooling.integers.geometry import Axis, resolve
 
 
 def sizes(shape, window, strides=None, padding="VALID", **options):

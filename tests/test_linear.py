@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jpool
-from jpool.linear import Pair, apply
+from jpool.pooling.derivative.linear import Pair, apply
 
 CALLS = []
 

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import jpool
-from jpool.microbatches import in_microbatches, with_plain_convolutions
+from jpool.per_example.microbatches import in_microbatches, with_plain_convolutions
 
 RNG = np.random.default_rng(0)
 FAST = {1: "b0f_0io->b0f", 2: "b01f_01io->b01f", 3: "b012f_012io->b012f"}  # channels last, as the routine reads them

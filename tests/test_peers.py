@@ -17,7 +17,7 @@ import oracle
 import pytest
 
 import jpool
-from experiments import caffe as in_numpy
+from experiments.comparisons import caffe as in_numpy
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()

@@ -7,7 +7,10 @@ import subprocess
 import jax
 import pytest
 
-from experiments import compiled, lenet, pods, scaling
+from experiments import scaling
+from experiments import pods
+from experiments.accelerators import compiled
+from experiments.digits import lenet
 
 PARAMETERS = scaling.count(jax.eval_shape(lenet.init, jax.random.key(0)))
 NO_LIBTPU = "libtpu, the compiler for TPUs, is not installed"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compiled, programs, questions
+from experiments import programs
+from experiments.accelerators import compiled, questions
 
 ROOT = Path(__file__).parents[1]
 COMPILERS = all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin"))
@@ -63,7 +64,7 @@ def test_deterministic_programs_compile_and_are_the_same(tmp_path):
     code = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
-from experiments import compiled, questions
+from experiments.accelerators import compiled, questions
 for question in questions.questions():
     if question.name in ("VGG 2x2/2", "ResNet 3x3/2 pad 1", "SPPF 5x5/1 pad 2"):
         print(len(compiled.compile_for("cuda", question.contenders["jpool"], *question.shapes).kernels))

@@ -18,8 +18,10 @@ import optax
 import pytest
 
 import jpool
-from experiments import checkpoints, cluster, data, loop, progress, run, train_digits
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments import train_digits
+from experiments.digits import data, loop
+from experiments.long_run import checkpoints, cluster, progress, run
+from experiments.long_run.checkpoints import CheckpointError, Checkpoints
 
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 ROOT = Path(__file__).parents[1]

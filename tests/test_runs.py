@@ -8,7 +8,7 @@ from cases import CASES, CONTENTS
 from test_selection_and_routing import winner_numbers
 from test_steps import geometry
 
-from jpool.geometry import Axis
+from jpool.pooling.integers.geometry import Axis
 from jpool.pooling import cpu
 from jpool.pooling.cpu import backward, forward
 from jpool.pooling.cpu.runs import MOST_EDGES, in_place, runs, selects_in_place

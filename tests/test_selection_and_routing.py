@@ -8,9 +8,9 @@ import pytest
 from cases import CASES, CONTENTS
 from test_steps import geometry
 
-from jpool.geometry import Geometry
-from jpool.pooling.primitives import gather, route, select
-from jpool.pooling.ties import low_value
+from jpool.pooling.integers.geometry import Geometry
+from jpool.pooling.derivative.primitives import gather, route, select
+from jpool.pooling.plain.ties import low_value
 
 pytestmark = pytest.mark.usefixtures("arrangement")
 

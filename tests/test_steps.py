@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from cases import CASES
 
-from jpool.geometry import Geometry, resolve
+from jpool.pooling.integers.geometry import Geometry, resolve
 from jpool.pooling.cpu import ARRANGEMENT as CPU
-from jpool.pooling.steps import Arrangement, steps
+from jpool.pooling.integers.steps import Arrangement, steps
 
 ARRANGEMENTS = {"cpu": CPU, "gpu": Arrangement()}
 

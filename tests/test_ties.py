@@ -10,8 +10,8 @@ import pytest
 from cases import CASES, CONTENTS
 
 import jpool
-from jpool.arguments import TIES
-from jpool.pooling.primitives import select
+from jpool.pooling.integers.arguments import TIES
+from jpool.pooling.derivative.primitives import select
 
 pytestmark = pytest.mark.usefixtures("arrangement")
 

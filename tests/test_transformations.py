@@ -253,7 +253,7 @@ def test_one_compilation_per_geometry_and_shape():
     for _ in range(3):
         both(jnp.zeros((5, 5, 1)))
     assert len(traces) == 1
-    from jpool.pooling.vjp import pool as jitted
+    from jpool.pooling.derivative.vjp import pool as jitted
 
     before = jitted._cache_size()
     for padding in (0, "VALID", ((0, 0), (0, 0)), np.int64(0)):  # four spellings of one geometry

@@ -1,8 +1,8 @@
-"""The backward pass arranged for XLA:CPU: elements ask the windows that cover them, whose arrays are read in place.
+"""The backward pass arranged for XLA:CPU: elements read the windows that cover them, in place.
 
-The plain form moves what windows send by padding it, which XLA:CPU compiles to a branch for each element: 15 times
-slower where windows overlap at stride 1 (3x3/1 on 16x28x28x192: 16 ms against 1.1; AMD EPYC, 2 cores, jax 0.12.0.1,
-2026-11-25). And a step back through blocks finds two arrays, which one loop should write.
+The plain form moves cotangents by padding, which XLA:CPU compiles to a branch for each element: 15 times slower where
+windows overlap at stride 1 (3x3/1 on 16x28x28x192: 16 ms instead of 1.1; AMD EPYC, 2 cores, jax 0.12.0.1, 2026-11-25).
+And a step back through blocks computes two arrays, cotangents and winners within the blocks: here in one loop.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ import jax
 import numpy as np
 from jax import lax
 
-from jpool.geometry import Axis, Geometry
-from jpool.pooling.backward import to_accumulator
 from jpool.pooling.cpu.forward import ARRANGEMENT
 from jpool.pooling.cpu.loops import Arrays, by_runs, in_one_pass
-from jpool.pooling.cpu.runs import Run, in_place
-from jpool.pooling.forward import Winners
-from jpool.pooling.grid import Grid, taps_by_shift
-from jpool.pooling.steps import Step, steps
-from jpool.pooling.ties import RULES
-from jpool.pooling.windows import count_tied, pad_for_windows, read_tap
+from jpool.pooling.cpu.runs import Run, reads_in_place
+from jpool.pooling.integers.geometry import Axis, Geometry, Step
+from jpool.pooling.plain.backward import count_tied, to_accumulator
+from jpool.pooling.plain.forward import Winners
+from jpool.pooling.plain.phases import Phases, taps_by_shift
+from jpool.pooling.plain.steps import steps
+from jpool.pooling.plain.ties import RULES
+from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
 
 def route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
-    """The same as `backward.route`, but for the order of sums."""
+    """The same as `plain.backward.route`, except for the order of sums."""
     routed = to_accumulator(ct)
     masks = RULES[geometry.ties].masks
     if masks:
@@ -41,38 +41,38 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
     blocks_win = step.block > 1 and not rule.masks
     taps = taps_by_shift(axes)
     lows = [min(shift[i] for shift in taps) for i in range(len(axes))]
-    # As windows read elements, so do elements read windows: `m * stride + phase` those from `m + low` on.
+    # The elements `m * stride + phase` read the windows from `m + low` on: as windows read elements, with stride 1.
     readers = [
         Axis(axis.output, max(shift[i] for shift in taps) - low + 1, 1, 1, -low, -(-axis.size // axis.stride))
         for i, (axis, low) in enumerate(zip(axes, lows, strict=True))
     ]
-    split = in_place(readers)
+    split = reads_in_place(readers)
     if not split:
         winners = pad_for_windows(readers, winners, 0 if rule.masks else step.no_winner)
         ct = pad_for_windows(readers, ct, 0)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
-        blocks = [run.axis for run in chosen]
-        grid = Grid([_interleaved(axis, block) for axis, block in zip(axes, blocks, strict=True)], {}, {})
-        inner = lax.broadcast(np.asarray(step.block if blocks_win else 0, winners.dtype), grid.shape)
-        routed = nothing = lax.broadcast(np.zeros((), ct.dtype), grid.shape)
-        for place in np.ndindex(*(block.window for block in blocks)):
-            shift = tuple(at + run.first + low for at, run, low in zip(place, chosen, lows, strict=True))
+        run_axes = [run.axis for run in chosen]
+        phases = Phases([_elements(axis, run_axis) for axis, run_axis in zip(axes, run_axes, strict=True)], {}, {})
+        inner = lax.broadcast(np.asarray(step.block if blocks_win else 0, winners.dtype), phases.shape)
+        routed = zeros = lax.broadcast(np.zeros((), ct.dtype), phases.shape)
+        for position in np.ndindex(*(axis.window for axis in run_axes)):
+            shift = tuple(p + run.first + low for p, run, low in zip(position, chosen, lows, strict=True))
             if shift in taps:
-                winner, sent = (grid.spread(read_tap(blocks, place, array)) for array in (winners, ct))
-                won = rule.won(step, winner, taps[shift], grid.table)
+                winner, sent = (phases.repeat(read_tap(run_axes, position, array)) for array in (winners, ct))
+                won = rule.won(step, winner, taps[shift], phases.table)
                 if blocks_win:
-                    begin = grid.table(np.maximum(taps[shift], 0) * step.block_stride, winner.dtype)
+                    begin = phases.table(np.maximum(taps[shift], 0) * step.block_stride, winner.dtype)
                     inner = lax.select(won, lax.sub(winner, begin), inner)
-                routed = lax.add(lax.select(won, sent, nothing), routed)
-        inner, routed = grid.interleaved(inner, 0), grid.interleaved(routed, 0)
+                routed = lax.add(lax.select(won, sent, zeros), routed)
+        inner, routed = phases.interleave(inner, 0), phases.interleave(routed, 0)
         return in_one_pass(routed, inner, 0) if blocks_win else (routed, inner)
 
-    whole = by_runs(readers, compute, split=split)
-    routed, inner = (lax.slice(array, [0] * len(axes), step.geometry.example_shape) for array in whole)
+    whole_periods = by_runs(readers, compute, split=split)
+    routed, inner = (lax.slice(array, [0] * len(axes), step.geometry.example_shape) for array in whole_periods)
     return routed, inner
 
 
-def _interleaved(axis: Axis, block: Axis) -> Axis:
-    """The elements that a run of readers finds along an axis: so many times its stride."""
-    return axis._replace(size=block.output * axis.stride, output=block.output)
+def _elements(axis: Axis, run_axis: Axis) -> Axis:
+    """The elements that a run of readers computes along an axis: its number of periods of the stride."""
+    return axis._replace(size=run_axis.output * axis.stride, output=run_axis.output)

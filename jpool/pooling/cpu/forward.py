@@ -1,54 +1,52 @@
-"""The forward pass arranged for XLA:CPU: x is read once, and where that is less work, without a padded copy of it."""
+"""The forward pass arranged for XLA:CPU: x is read once and, where that is faster, without a padded copy."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
-from typing import cast
 
 import jax
 import numpy as np
 from jax import lax
 
-from jpool.geometry import Axis, Geometry
-from jpool.pooling.cpu.loops import Arrays, bits_dtype, by_runs, from_bits, in_one_pass, to_bits, widened
+from jpool.pooling.cpu.loops import Arrays, bits_dtype, bits_to_accumulator, by_runs, from_bits, in_one_pass, to_bits
 from jpool.pooling.cpu.runs import Run, selects_in_place
-from jpool.pooling.forward import Winners
-from jpool.pooling.steps import Arrangement, Step, steps
-from jpool.pooling.ties import RULES, Candidate, low_value
-from jpool.pooling.windows import pad_for_windows, read_tap
+from jpool.pooling.integers.geometry import Axis, Geometry, Step
+from jpool.pooling.plain.forward import Winners
+from jpool.pooling.plain.steps import Arrangement, steps
+from jpool.pooling.plain.ties import RULES, Candidate, low_value
+from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
 ARRANGEMENT = Arrangement(axis_taps=8, reduces=False)
 
 
 def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
-    """The same as `forward.select`, bit for bit."""
-    rule, low = RULES[geometry.ties], low_value(geometry, x.dtype)
-    values, winners = to_bits(x, x.dtype), cast(Winners, ())
-    walk = steps(geometry, ARRANGEMENT)
-    for step in walk:
-        inner = winners[-1] if winners and not rule.masks else None
-        values, found = _select_step(geometry, step, values, inner, low, step is walk[-1])
-        winners = (*winners, found) if rule.masks else (found,)
-    return from_bits(values, x.dtype), winners
+    """The same as `plain.forward.select`, bit for bit."""
+    masks, all_steps = RULES[geometry.ties].masks, steps(geometry, ARRANGEMENT)
+    values, winners = to_bits(x, x.dtype), list[jax.Array]()
+    for step in all_steps:
+        inner = winners.pop() if winners and not masks else None
+        # The geometry whose taps the winners number, if they are final after this step.
+        numbered = step.geometry if masks else geometry if step is all_steps[-1] else None
+        values, step_winners = _select_step(geometry, step, values, inner, x.dtype, numbered)
+        winners.append(step_winners)
+    return from_bits(values, x.dtype), tuple(winners)
 
 
 def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
     """The values of `select`, bit for bit. Candidates are compared in pairs, which a processor can overlap."""
-    rule, low = RULES[geometry.ties], low_value(geometry, x.dtype)
-    in_place = selects_in_place(geometry, ARRANGEMENT)
-    values = to_bits(x, x.dtype)
+    rule, in_place, values = RULES[geometry.ties], selects_in_place(geometry, ARRANGEMENT), to_bits(x, x.dtype)
+
+    def larger(best: jax.Array, later: jax.Array) -> jax.Array:
+        return lax.select(rule.stays(geometry, best, later), best, later)
+
     for step in steps(geometry, ARRANGEMENT):
         axes = step.geometry.axes
-        array = values if in_place else pad_for_windows(axes, values, low.view(bits_dtype(low.dtype)))
+        array = values if in_place else pad_for_windows(axes, values, _low_bits(geometry, x.dtype))
 
         def compute(chosen: Sequence[Run], step: Step = step, array: jax.Array = array) -> Arrays:
-            found = [widened(read_tap(axes, tap, array), low.dtype) for _, axes, tap in _taps(step, chosen)]
-            while len(found) > 1:
-                pairs = [
-                    lax.select(rule.stays(geometry, best, later), best, later)
-                    for best, later in zip(found[::2], found[1::2], strict=False)
-                ]
-                found = pairs + found[2 * len(pairs) :]
-            return (to_bits(found[0], low.dtype),)
+            best = [bits_to_accumulator(read_tap(axes, tap, array), x.dtype) for _, axes, tap in _taps(step, chosen)]
+            while len(best) > 1:
+                best = [reduce(larger, best[i : i + 2]) for i in range(0, len(best), 2)]
+            return (to_bits(best[0], x.dtype),)
 
         (values,) = by_runs(axes, compute, split=in_place)
     return from_bits(values, x.dtype)
@@ -59,39 +57,43 @@ def _select_step(
     step: Step,
     values: jax.Array,
     winners: jax.Array | None,
-    low: np.ndarray,
-    last: bool,
+    dtype: np.dtype,
+    numbered: Geometry | None,
 ) -> Candidate:
-    """From elements, or blocks of them, to the windows that compare them; in the last step, with winners resolved."""
+    """From elements, or blocks of them, to the windows that compare them; `values` are the bits of x's dtype."""
     rule, axes, in_place = RULES[geometry.ties], step.geometry.axes, selects_in_place(geometry, ARRANGEMENT)
-    low_bits = low.view(bits_dtype(low.dtype))
+    low_bits = _low_bits(geometry, dtype)
     if not in_place:
         values = pad_for_windows(axes, values, low_bits)
         winners = None if winners is None else pad_for_windows(axes, winners, 0)
 
     def candidates(chosen: Sequence[Run]) -> Iterator[Candidate]:
         for number, run_axes, tap in _taps(step, chosen):
-            value = widened(read_tap(run_axes, tap, values), low.dtype)
+            value = bits_to_accumulator(read_tap(run_axes, tap, values), dtype)
             inner = None if winners is None else read_tap(run_axes, tap, winners)
             yield value, rule.mark(geometry, step, number, value, inner)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         value, winner = reduce(partial(rule.combine, geometry), candidates(chosen))
-        if rule.masks or last:
-            numbered = step.geometry if rule.masks else geometry  # whose taps the winners number
-            winner = rule.resolve(numbered, value, winner, None if in_place else low.astype(value.dtype))
-        # Runs at an edge are small, and cheaper to compile into the loop that joins them.
+        if numbered is not None:
+            low = None if in_place else low_value(geometry, dtype).astype(value.dtype)
+            winner = rule.resolve(numbered, value, winner, low)
+        # Runs at an edge are small, and cheaper to compile into the loop that concatenates them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))
-        value = to_bits(value, low.dtype)
+        value = to_bits(value, dtype)
         return in_one_pass(value, winner, low_bits) if inside else (value, winner)
 
-    found = by_runs(axes, compute, split=in_place)
-    return found[0], found[1]
+    values, winners = by_runs(axes, compute, split=in_place)
+    return values, winners
 
 
 def _taps(step: Step, chosen: Sequence[Run]) -> Iterator[tuple[int, list[Axis], tuple[int, ...]]]:
-    """The taps of these windows, in row-major order: their numbers in the step, and where to read them."""
+    """The taps of these windows, in row-major order: the number of each in the step, and where to read it."""
     axes = [run.axis for run in chosen]
     for tap in np.ndindex(*(axis.window for axis in axes)):
-        whole = [at + run.first for at, run in zip(tap, chosen, strict=True)]
-        yield int(np.ravel_multi_index(whole, [axis.window for axis in step.geometry.axes])), axes, tap
+        in_step = [number + run.first for number, run in zip(tap, chosen, strict=True)]
+        yield int(np.ravel_multi_index(in_step, [axis.window for axis in step.geometry.axes])), axes, tap
+
+
+def _low_bits(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
+    return low_value(geometry, dtype).view(bits_dtype(dtype))

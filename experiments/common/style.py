@@ -1,0 +1,53 @@
+"""The style of every picture: plain axes, and colours that print well and that colour-blind readers can distinguish."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, RED, GREEN, PURPLE, BLACK, GREY = "#2e6fe4", "#e4572e", "#009e73", "#a45ab0", "#222222", "#8a8a8a"
+# The series of a plot, in this order. Lines also differ in marker and dash, for prints without colour.
+SERIES: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "marker": "o", "linestyle": "-"},
+    {"color": RED, "marker": "s", "linestyle": "--"},
+    {"color": GREEN, "marker": "^", "linestyle": "-."},
+    {"color": PURPLE, "marker": "D", "linestyle": (0, (6, 2))},
+    {"color": BLACK, "marker": "v", "linestyle": ":"},
+)
+DPI = 100  # a figure of width 10 is shown 1,000 pixels wide
+TITLE = 11  # points; all other text has matplotlib's default of 10
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure; sizes are in inches of 100 pixels."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axes: Axes, title: str = "", **labels: Any) -> None:
+    """Sets the title and labels of a plot, with a faint grid and no box."""
+    axes.set_title(title, fontsize=TITLE)
+    axes.set(**labels)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def image(axes: Axes, values: np.ndarray, title: str = "", **options: Any) -> Any:
+    """Shows an array as an image without ticks; the largest value is black."""
+    axes.set_title(title, fontsize=TITLE)
+    axes.set(xticks=[], yticks=[])
+    return axes.imshow(values, **{"cmap": "gray_r", "interpolation": "nearest"} | options)
+
+
+def windows(axes: Axes, size: int, count: int) -> None:
+    """Draws the borders of `count` x `count` windows over an image of `size` x `size` elements."""
+    edges = np.linspace(0, size, count + 1) - 0.5
+    axes.hlines(edges, -0.5, size - 0.5, color="#88888866", linewidth=0.6)
+    axes.vlines(edges, -0.5, size - 0.5, color="#88888866", linewidth=0.6)
+
+
+def save(picture: Figure, path: Path) -> None:
+    """Writes a picture, small enough to be committed."""
+    picture.savefig(path, dpi=DPI)

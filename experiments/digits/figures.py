@@ -1,0 +1,134 @@
+"""The pictures: the main job's learning curve, one digit forward and back through a pooling, and the benchmark."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.common import style
+from experiments.common.style import BLUE, RED
+from experiments.digits import layers, lenet
+from experiments.digits.data import Digits
+
+
+def learning_curve(history: Sequence[Any], path: Path) -> None:
+    """Loss and accuracy by epoch; `history` holds `progress.Epoch`s."""
+    epochs = np.arange(1, len(history) + 1)
+    figure = style.figure(9, 3.2)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [epoch.loss for epoch in history], "o-", color=BLUE, markersize=3)
+    style.tidy(left, "loss on the training digits", xlabel="epoch", ylabel="mean cross entropy (nats)", yscale="log")
+    right.plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=RED, markersize=3)
+    title = f"held-out digits: {history[-1].accuracy:.1%} at the end"
+    style.tidy(right, title, xlabel="epoch", ylabel="read right (%)")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    style.save(figure, path)
+
+
+class Trace(NamedTuple):
+    """One channel of the first pooling layer, forward and backward; ct: cotangent, the gradient of the loss."""
+
+    maps: np.ndarray  # (24, 24) the feature map
+    pooled: np.ndarray  # (12, 12)
+    won: np.ndarray  # (24, 24) 1 where the element won its window, else 0
+    ct: np.ndarray  # (12, 12) cotangent of pooled
+    routed: np.ndarray  # (24, 24) cotangent of maps
+
+
+def trace(params: layers.Params, image: jax.Array, label: jax.Array) -> Trace:
+    """Runs one digit through the network and back, and keeps the channel with the largest cotangents in sum."""
+    maps = lenet.feature_maps(params, image)
+    pooled, route = jax.vjp(layers.halve, maps)
+    ct = jax.grad(lambda x: layers.cross_entropy(lenet.after_pool1(params, x), label))(pooled)
+    (routed,), (won,) = route(ct), route(jnp.ones_like(ct))
+    channel = int(jnp.abs(ct).sum((0, 1)).argmax())
+    return Trace(*(np.asarray(part[..., channel]) for part in (maps, pooled, won, ct, routed)))
+
+
+def hardest(params: layers.Params, digits: Digits) -> tuple[np.ndarray, int, int]:
+    """Of the first 1,000 held-out digits, the one with the largest loss, its label and the label predicted for it."""
+    images, labels = digits.test_images[:1000], digits.test_labels[:1000]
+    scores = jax.vmap(lenet.logits, (None, 0))(params, jnp.asarray(images) / 255.0)
+    worst = int(jax.vmap(layers.cross_entropy)(scores, jnp.asarray(labels, int)).argmax())
+    return images[worst], int(labels[worst]), int(scores[worst].argmax())
+
+
+def routing(params: layers.Params, digits: Digits, path: Path) -> None:
+    """Top, forward: input, feature map, pooled map with its winners. Bottom, backward: the cotangents being routed."""
+    image, label, predicted = hardest(params, digits)
+    traced = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
+    figure = style.figure(11.5, 7.6)
+    (top_left, top_middle, top_right), (bottom_left, bottom_middle, bottom_right) = figure.subplots(2, 3)
+
+    style.image(top_left, image, f"1  input, 28 x 28: a {label}, read as a {predicted}")
+    show(top_middle, traced.maps, "gray", "2  feature map of one filter, 24 x 24")
+    rows, columns = np.nonzero(traced.won)
+    top_middle.plot(columns, rows, ".", color=RED, markersize=4)
+    show(top_right, traced.pooled, "gray", "3  pooled map, 12 x 12, with its winners")
+    # An element of the feature map is a quarter of a cell away from the centre of its cell in the pooled map.
+    top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=RED, markersize=4)
+
+    limit = np.abs(traced.ct).max()
+    show(bottom_right, traced.ct, "RdBu", "4  cotangents that arrive at the pooled map", limit)
+    show(bottom_middle, traced.routed, "RdBu", "5  where they went in the feature map", limit)
+    bottom_left.axis("off")
+    bottom_left.text(0.0, 1.0, explanation(traced), va="top", fontsize=10.5, linespacing=1.4, in_layout=False)
+    style.save(figure, path)
+
+
+def show(axes: Axes, values: np.ndarray, colours: str, title: str, limit: float | None = None) -> None:
+    """Shows an image with the pooling windows drawn over it."""
+    style.image(axes, values, title, cmap=colours, vmin=None if limit is None else -limit, vmax=limit)
+    style.windows(axes, len(values), 12)
+
+
+def explanation(traced: Trace) -> str:
+    """The text in the picture, with its numbers."""
+    received = np.count_nonzero(traced.routed)
+    arrived, routed = math.fsum(traced.ct.flat), math.fsum(traced.routed.flat)  # exact, so equal sums print equally
+    return (
+        "Forward (1, 2, 3): each 2 x 2 window keeps its\nlargest element, the winner (red).\n\n"
+        "Backward (4, 5): each cotangent goes to the\nwinner of its window, whole and unchanged\n"
+        "(blue: positive, red: negative).\n\n"
+        f"{traced.ct.size} cotangents, {np.count_nonzero(traced.ct)} of them not zero;\n"
+        f"{received} of {traced.routed.size} elements receive one,\nthe others exactly 0.\n\n"
+        f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}\n\n"
+        "Another digit has other winners. Nothing is\naveraged here: only the gradients of the\n"
+        "weights are, over the batch."
+    )
+
+
+def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
+    """For each pool, the time of each library as a multiple of jpool's."""
+    others = {"lax": RED, "torch": BLUE}
+    figure = style.figure(9, 0.62 * len(times) + 1.5)
+    axes = figure.subplots()
+    positions = np.arange(len(times))
+    for i, (library, colour) in enumerate(others.items()):
+        fastest = [
+            min((ms for name, ms in row.items() if name.startswith(library)), default=math.nan)
+            for row in times.values()
+        ]
+        ratios = [ms / row["jpool"] for ms, row in zip(fastest, times.values(), strict=True)]
+        drawn = axes.barh(positions + 0.38 * i, ratios, 0.36, color=colour, label=library)
+        texts = axes.bar_label(drawn, [f"{ms:.1f} ms" if ms == ms else "" for ms in fastest], padding=4, fontsize=8)
+        for text in texts:
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.axvline(1, color="black", linewidth=1, label="jpool")
+    axes.set_yticks(
+        positions + 0.19, [f"{name}\njpool: {row['jpool']:.2f} ms" for name, row in times.items()], fontsize=8
+    )
+    axes.set(xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title(about, fontsize=8, loc="left")
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    style.save(figure, path)

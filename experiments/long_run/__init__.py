@@ -1,0 +1,1 @@
+"""Long training runs: several devices and processes, checkpoints, interruption and resumption, progress reports."""

@@ -1,0 +1,127 @@
+"""Checkpoints of a training run, written and read by orbax; incomplete ones are ignored, other runs' refused.
+
+A checkpoint holds the parameters, the optimiser's state, the number of steps and the random key for the order of the
+data. Stored with these arrays are the run's options, its history (losses and reports so far), and a digest of the
+arrays. A run that is killed while writing a checkpoint resumes from the one before.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.long_run import cluster
+
+KEPT = 2  # the newest and the one before it
+
+
+class CheckpointError(Exception):
+    """A directory cannot be used, or a checkpoint cannot be read or written; the message is one sentence."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in one directory, by the number of steps taken."""
+
+    def __init__(self, directory: Path, run: dict[str, Any], *, resume: bool) -> None:
+        """Opens or makes the directory; checkpoints in it are an error unless `resume`, and if they are of another run.
+
+        Args:
+          directory: holds nothing but checkpoints.
+          run: the options that determine the numbers of a run, as JSON; checkpoints with other options are refused.
+          resume: whether to continue from the newest checkpoint there.
+        """
+        self.directory, self.run = directory.absolute(), json.loads(json.dumps(run))
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs everything it does
+        try:
+            others = [path.name for path in directory.iterdir() if not re.match(r"\d+($|\.)", path.name)]
+        except FileNotFoundError:
+            others = []
+        except OSError as error:
+            raise CheckpointError(f"{directory} cannot be a directory of checkpoints: {error.strerror}") from error
+        if others:
+            raise CheckpointError(
+                f"{directory} holds {others[0]!r}, which is no checkpoint; give a directory of its own"
+            )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise CheckpointError(f"{directory} cannot be written to: {error.strerror or error}") from error
+        self.last: int | None = self.manager.latest_step()
+        if self.last is not None and not resume:
+            raise CheckpointError(
+                f"{directory} holds a checkpoint of step {self.last}; give --resume to go on from it, or another DIR"
+            )
+
+    @property
+    def newest(self) -> Path | None:
+        """The path of the last good checkpoint."""
+        return None if self.last is None else self.directory / str(self.last)
+
+    def load(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint's arrays, with the shardings of `like`, and its history; None without a checkpoint."""
+        if self.last is None:
+            return None
+        name = f"the checkpoint {self.newest}"
+        about = self._restore(name, "about", ocp.args.JsonRestore())
+        if not isinstance(about, dict) or not {"run", "digest", "beside"} <= set(about):
+            raise CheckpointError(f"{name} cannot be read: what is stored with its arrays is not of this program")
+        for option, value in self.run.items():
+            if about["run"].get(option) != value:
+                theirs = about["run"].get(option)
+                raise CheckpointError(f"{name} is of another run: {option} is {theirs!r} there and {value!r} here")
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arrays = self._restore(name, "arrays", ocp.args.StandardRestore(shapes))
+        if digest(arrays) != about["digest"]:
+            raise CheckpointError(f"{name} is damaged: its numbers are not those that were written")
+        return arrays, about["beside"]
+
+    def save(self, step: int, arrays: Any, history: dict[str, Any]) -> None:
+        """Writes a checkpoint, unless there is one of this step."""
+        if step == self.last:
+            return
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)), shutil.disk_usage(self.directory).free
+        about = {"run": self.run, "digest": digest(arrays), "beside": history}
+        items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
+        try:
+            if cluster.any_process(free < 2 * needed):
+                raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
+            if not self.manager.save(step, args=items):
+                raise OSError("orbax did not write it")
+        except Exception as error:  # tensorstore raises types of its own
+            before = "there is none before it" if self.last is None else f"the last good one is {self.newest}"
+            reason = cluster.first_line(error)
+            raise CheckpointError(
+                f"no checkpoint of step {step} could be written to {self.directory} ({reason}); {before}"
+            ) from error
+        self.last = step
+
+    def close(self) -> None:
+        """Waits for pending writes."""
+        self.manager.close()
+
+    def _restore(self, name: str, item: str, arguments: Any) -> Any:
+        try:
+            return self.manager.restore(self.last, args=ocp.args.Composite(**{item: arguments}))[item]
+        except Exception as error:  # its type depends on what is missing
+            reason = f"{type(error).__name__}: {cluster.first_line(error)}"
+            raise CheckpointError(
+                f"{name} cannot be read: it is truncated or was not written by this program ({reason}); move it "
+                "away, and --resume goes on from the one before"
+            ) from error
+
+
+def digest(arrays: Any) -> str:
+    """A hash of all arrays, in order."""
+    hashed = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        hashed.update(np.ascontiguousarray(leaf).tobytes())
+    return hashed.hexdigest()

@@ -1,0 +1,111 @@
+"""What the library uses of JAX beyond its stable public functions, in one place.
+
+JAX may change these between releases without a deprecation period. Each use has tests that fail if that happens.
+
+==========================================  ===========================================================================
+`Primitive`, `ad`, `batching`, `mlir`       select, route, gather as primitives with derivatives, batching and programs
+(`jax.extend.core`, `jax.interpreters`),    per platform. Without them: `custom_jvp` and `custom_vjp` around the plain
+`jax.core.ShapedArray`                      functions, slower to trace, and no rule for batches.
+`manual_axis_type` of `jax.typeof`          which arrays differ between devices in a `jax.shard_map`. Without it:
+                                            gradients there are summed over devices, which is wrong.
+`sharding` of `jax.typeof`, `update`        result types on Explicit meshes. Without it: such meshes must be refused.
+`Jaxpr`, `jaxpr_as_fun`                     the layout of convolutions in microbatches. Without them: slower on a CPU.
+(`jax.extend.core`)
+`jax.core.Tracer`                           whether values can be checked. Without it: they are not.
+==========================================  ===========================================================================
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr as Jaxpr
+from jax.extend.core import Primitive as Primitive
+from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+Transposed = Callable[..., tuple[Primitive, dict[str, Any]]]
+
+
+def is_traced(array: Any) -> bool:
+    """Whether an array has no value yet, because JAX is tracing."""
+    return isinstance(array, jax.core.Tracer)
+
+
+def varying_axes(array: Any) -> frozenset[str]:
+    """The mesh axes of a surrounding `jax.shard_map` along which an array differs between devices."""
+    return jax.typeof(array).manual_axis_type.varying
+
+
+def mark_varying(arrays: Sequence[Any], axes: frozenset[str]) -> list[Any]:
+    """The arrays, each marked as different along all these mesh axes."""
+    missing = [tuple(sorted(axes - varying_axes(array))) for array in arrays]
+    pairs = zip(arrays, missing, strict=True)
+    return [jax.lax.pcast(array, names, to="varying") if names else array for array, names in pairs]
+
+
+def sharded_type(like: Any, sharding: Any, shape: Sequence[int], partitions: Sequence[Any], dtype: Any) -> Any:
+    """The type of a result: as `like`, but for the arguments given."""
+    sharding = sharding.update(spec=sharding.spec.update(partitions=partitions))
+    return like.update(shape=tuple(shape), dtype=dtype, weak_type=False, sharding=sharding)
+
+
+def no_tangent(primal: Any) -> Any:
+    """The tangent of something that does not depend on what is differentiated."""
+    return ad.Zero(jax.typeof(primal).to_tangent_aval())
+
+
+def is_zero(tangent: Any) -> bool:
+    """Whether a tangent or cotangent is known to be zero."""
+    return isinstance(tangent, ad.Zero)
+
+
+def define_linear(primitive: Primitive, transposed: Transposed) -> None:
+    """The derivatives of a primitive that is linear in its last operand. The others are residuals.
+
+    `transposed(**params)` is the primitive that maps (*residuals, ct) to the cotangent of the last operand, and its
+    params.
+    """
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        out = primitive.bind(*primals, **params)
+        if is_zero(tangents[-1]):
+            return out, no_tangent(out)
+        return out, primitive.bind(*primals[:-1], tangents[-1], **params)
+
+    def transpose(ct: Any, *operands: Any, **params: Any) -> list[Any]:
+        *residuals, _ = operands
+        if not is_zero(ct):
+            other, other_params = transposed(**params)
+            ct = other.bind(*residuals, ct, **other_params)
+        return [*[None] * len(residuals), ct]
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+
+
+def define_jvp(primitive: Primitive, jvp: Callable[..., Any]) -> None:
+    """The derivative of any other primitive."""
+    ad.primitive_jvps[primitive] = jvp
+
+
+def define_batching(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    """What `jax.vmap` does with the primitive: `rule(operands, axes, **params) -> (results, axes)`."""
+    batching.primitive_batchers[primitive] = rule
+
+
+def define_lowering(
+    primitive: Primitive, function: Callable[..., Any], platform: str | None = None, *, shardings: bool = True
+) -> None:
+    """The program of a primitive: that of a function of the same operands and params, for one platform or for all.
+
+    Without `shardings` the function sees plain arrays, and XLA's partitioner decides what each device computes.
+    """
+
+    def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
+        if not shardings:
+            ctx = ctx.replace(avals_in=[jax.core.ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in])
+        lowered = mlir.lower_fun(lambda *arrays: function(*arrays, **params), primitive.multiple_results)
+        return lowered(ctx, *operands)
+
+    mlir.register_lowering(primitive, rule, platform=platform)

@@ -1,0 +1,25 @@
+"""Per-example gradients, their mean, their statistics, and training. Independent of `jpool.pooling`.
+
+Read in this order; each module imports only modules above it:
+
+    devices           the batch axis over the devices of a mesh
+    cpu_convolutions  convolutions in a loop, arranged for XLA:CPU; everything works without it
+    microbatches      a batch processed in parts, to save memory
+    gradients         the gradient of every example, and their mean
+    statistics        what the gradients of a batch have in common, and how they differ
+    training          one training step
+"""
+
+from jpool.per_example.gradients import mean_over_examples, per_example_value_and_grad
+from jpool.per_example.statistics import GradientStatistics, gradient_statistics
+from jpool.per_example.training import Metrics, TrainState, make_train_step
+
+__all__ = [
+    "GradientStatistics",
+    "Metrics",
+    "TrainState",
+    "gradient_statistics",
+    "make_train_step",
+    "mean_over_examples",
+    "per_example_value_and_grad",
+]

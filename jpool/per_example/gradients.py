@@ -1,0 +1,144 @@
+"""Per-example gradients, and the optax transformation that takes their mean.
+
+    per_example_value_and_grad(loss) :: (params, *batch)    -> (values (B,), gradients (B, *shape))
+    mean_over_examples().update      :: gradients (B, *shape) -> their mean (*shape)
+
+Every example is computed separately, on one device or on the devices of a mesh. The mean is taken over gradients, and
+nowhere before.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jpool.per_example.devices import Shape, check_batch, check_mesh, over_devices, shapes, share_first_axis, vary_like
+
+
+def per_example_value_and_grad(
+    loss: Callable[..., Any], *, has_aux: bool = False, mesh: Mesh | None = None, axis_name: str = "data"
+) -> Callable[..., tuple[Any, Any]]:
+    """Maps the loss of ONE example to the loss and gradient of every example of a batch, each computed separately.
+
+    Nothing is averaged: the gradient of example i depends on example i only, also through a max pooling layer, where
+    every example has its own winners. `mean_over_examples` takes the mean.
+
+    Args:
+      loss: `loss(params, *example) -> scalar`, or `-> (scalar, aux)` with `has_aux`; params a pytree of float arrays.
+      has_aux: whether loss returns auxiliary data as well.
+      mesh: the devices to split the examples over, with axes of any kind (Auto or Explicit); None for one device. Every
+        device maps its own examples inside `jax.shard_map`, with the results that one device would compute.
+      axis_name: the axis of the mesh that the examples are split over; along other axes, devices do the same work.
+
+    Returns:
+      `f(params, *batch) -> (values, gradients)`, or `-> ((values, aux), gradients)` with `has_aux`. Every array of the
+      batch has the examples on its first axis, length B; values has shape (B,), and every leaf of gradients (and aux)
+      the shape of its parameter with a leading B. Gradients take B times the memory of params. With a mesh, all results
+      are split over the devices as the examples are. Inside your own `jax.shard_map`, f maps the examples that it is
+      given there, and you need not mark params as varying.
+
+    Raises:
+      TypeError: loss is not callable, or mesh is not a `jax.sharding.Mesh`.
+      ValueError: axis_name is not an axis of mesh. From f: the batch is missing, its arrays do not share a first axis,
+        or the mesh does not divide it; or, without a mesh, the batch lies on several devices or a mesh of several is
+        set as context: JAX's partitioner silently returns wrong gradients of convolutions there. (It cannot be detected
+        if only a surrounding `jax.jit` specifies it, by in_shardings or out_shardings: give f the mesh there.)
+
+    Example:
+      >>> import jax, jpool
+      >>> import jax.numpy as jnp
+      >>> loss = lambda w, x, y: (w @ x - y) ** 2
+      >>> w, xs, ys = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.array([0.0, 0.0, 3.0])
+      >>> values, gradients = jpool.per_example_value_and_grad(loss)(w, xs, ys)
+      >>> values
+      Array([1., 4., 0.], dtype=float32)
+      >>> gradients
+      Array([[2., 0.],
+             [0., 4.],
+             [0., 0.]], dtype=float32)
+
+      The same on all devices of a mesh, here of one:
+
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> values, gradients = jpool.per_example_value_and_grad(loss, mesh=mesh)(w, xs, ys)
+      >>> values
+      Array([1., 4., 0.], dtype=float32)
+    """
+    name = "per_example_value_and_grad"
+    check_loss(name, loss)
+    check_mesh(name, mesh, axis_name)
+
+    on_one_device = vmapped_value_and_grad(loss, has_aux)
+    mapped = on_one_device if mesh is None else over_devices(on_one_device, mesh, axis_name, P(axis_name))
+
+    def value_and_grad(params: Any, *batch: Any) -> tuple[Any, Any]:
+        check_batch(name, batch, mesh, axis_name)
+        return mapped(params, batch)
+
+    return value_and_grad
+
+
+def vmapped_value_and_grad(loss: Callable[..., Any], has_aux: bool = False) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`(params, batch)` -> `jax.value_and_grad` of the loss for every example; nothing is checked."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=has_aux)
+    of_example = lambda params, example: value_and_grad(params, *example)  # noqa: E731
+    return lambda params, batch: jax.vmap(of_example, (None, 0))(vary_like(params, batch), batch)
+
+
+def mean_over_examples() -> optax.GradientTransformation:
+    """The optax transformation that takes the mean of per-example gradients; the first one of a chain.
+
+    `optax.chain(jpool.mean_over_examples(), optax.sgd(0.1, momentum=0.9))` is a whole update: average, then one step.
+    A mean over gradients is exact; a mean over activations or errors is wrong through anything non-linear.
+
+    Its `update(updates, state, params=None)` takes a pytree whose leaves all have a leading axis of B >= 1 examples,
+    and removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32. Gradients that
+    already have the shapes of params are returned unchanged, so that a chain that starts with it is also an optimiser
+    for `make_train_step`, which averages the gradients itself.
+
+    Raises:
+      ValueError: (from update) the leaves do not share a leading axis, it has length 0, or, where params are given, the
+        leaves without that axis do not have the shapes of params.
+
+    Example:
+      >>> import jpool, optax
+      >>> import jax.numpy as jnp
+      >>> optimizer = optax.chain(jpool.mean_over_examples(), optax.sgd(0.5))
+      >>> params = jnp.array([1.0, 1.0])
+      >>> gradients = jnp.array([[2.0, 0.0], [0.0, 4.0]])  # of two examples
+      >>> updates, state = optimizer.update(gradients, optimizer.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([0.5, 0. ], dtype=float32)
+    """
+
+    def update(updates: Any, params: Any) -> Any:
+        if params is not None and shapes(updates) == shapes(params):
+            return updates
+        _check_gradients(shapes(updates), None if params is None else shapes(params))
+        return jax.tree.map(lambda gradient: gradient.mean(axis=0), updates)
+
+    return optax.stateless(update)
+
+
+def check_loss(name: str, loss: Any) -> None:
+    """Refuses a loss that cannot be called."""
+    if not callable(loss):
+        raise TypeError(f"{name}: loss must be a function of (params, *example); got {loss!r}.")
+
+
+def _check_gradients(leaves: list[Shape], expected: list[Shape] | None) -> None:
+    if not share_first_axis(leaves):
+        raise ValueError(
+            "mean_over_examples: updates must be per-example gradients, every leaf with the same leading axis of "
+            f"examples; got shapes {leaves}."
+        )
+    if any(shape[0] == 0 for shape in leaves):
+        raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {leaves}.")
+    if expected is not None and [shape[1:] for shape in leaves] != expected:
+        raise ValueError(
+            "mean_over_examples: updates must have the shapes of params behind a leading axis of examples; got "
+            f"{leaves} for params of shapes {expected}."
+        )

@@ -1,0 +1,152 @@
+"""One training step: per-example gradients, their mean, one update by optax.
+
+    make_train_step(loss, optimizer) :: (state, *batch) -> (state, metrics)
+
+The step is one compiled program, on one device or many. You write the training loop.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jpool.jax_extensions import is_traced
+from jpool.per_example.devices import check_mesh, put
+from jpool.per_example.gradients import check_loss
+from jpool.per_example.statistics import as_weights, check_examples, check_microbatch_size, gradient_totals
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array  # int32 scalar, the number of steps taken
+
+    @classmethod
+    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step, with a copy of params: donating the state does not consume the caller's."""
+        # With an explicit dtype no leaf is weakly typed. A weak type would become strong in the first step, and the
+        # second step would be compiled again.
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
+        return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+class Metrics(NamedTuple):
+    """Measured by a step before its update."""
+
+    loss: jax.Array  # mean over the batch
+    gradient_norm: jax.Array  # Euclidean norm of the mean gradient, over all parameters
+
+
+def make_train_step(
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatch_size: int | None = None,
+    mesh: Mesh | None = None,
+    axis_name: str = "data",
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds the compiled training step for the loss of ONE example.
+
+    The step computes the gradient of every example separately, takes their mean, and passes it to the optimiser once.
+    On many devices it is the same step: each device sums the gradients of its own examples, one all-reduce (a sum over
+    devices) of the size of the parameters gives the mean, and every device makes the same update.
+
+    Args:
+      loss: `loss(params, *example) -> scalar`.
+      optimizer: any optax optimiser, with or without `mean_over_examples` in front; it receives the mean gradient. A
+        transformation of each example's gradient (clipping, differential privacy) is a chain after
+        `per_example_value_and_grad`.
+      microbatch_size: how many examples each device processes at a time, None for all of them. It need not divide
+        their number.
+      mesh: the devices to split the examples over, as in `per_example_value_and_grad`; None for one device.
+      axis_name: the axis of the mesh that the examples are split over.
+
+    Returns:
+      `step(state, *batch, weights=None) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of
+      the batch has the examples on its first axis, and weights (B,) of zeros and ones leave examples out exactly. The
+      state is donated: its buffers are reused and must not be read again. Compiled once per shape of the batch. With
+      a mesh, state and batch may be anywhere; the returned state is on all devices, and an array of the batch that is
+      split over them already is not moved. `step.lower` and other attributes are those of the jitted function.
+
+    Raises:
+      TypeError: loss is not callable, optimizer is not an optax optimiser, microbatch_size is not an int, or mesh is
+        not a `jax.sharding.Mesh`.
+      ValueError: microbatch_size is below 1, or axis_name is not an axis of mesh. From step, before the state is
+        donated: as in `gradient_statistics`.
+
+    Example:
+      >>> import jpool, optax
+      >>> import jax.numpy as jnp
+      >>> loss = lambda w, x, y: (w * x - y) ** 2
+      >>> optimizer = optax.sgd(0.25)
+      >>> step = jpool.make_train_step(loss, optimizer)
+      >>> state = jpool.TrainState.create(jnp.array(0.0), optimizer)
+      >>> state, metrics = step(state, jnp.array([1.0, 1.0]), jnp.array([2.0, 4.0]))
+      >>> print(state.params, state.step, metrics.loss, metrics.gradient_norm)
+      1.5 1 10.0 6.0
+
+      To clip the gradient of every example, or to take a differentially private mean, use another chain of optax.
+
+      >>> import jax
+      >>> private = optax.contrib.differentially_private_aggregate(l2_norm_clip=1.0, noise_multiplier=0.0, key=0)
+      >>> optimizer = optax.chain(private, optax.sgd(0.25))
+      >>> params, xs, ys = {"w": jnp.array(0.0)}, jnp.array([1.0, 1.0]), jnp.array([2.0, -0.25])
+      >>> each = jpool.per_example_value_and_grad(lambda params, x, y: loss(params["w"], x, y))
+      >>> losses, gradients = each(params, xs, ys)  # -4, which is clipped to -1, and 0.5
+      >>> updates, _ = optimizer.update(gradients, optimizer.init(params))
+      >>> optax.apply_updates(params, updates)["w"]  # 0.25 * (1 - 0.5) / 2
+      Array(0.0625, dtype=float32)
+    """
+    name = "make_train_step"
+    check_loss(name, loss)
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"{name}: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}.")
+    check_mesh(name, mesh, axis_name)
+    check_microbatch_size(name, microbatch_size)
+    totals_and_rows = gradient_totals(loss, microbatch_size, mesh, axis_name, norms=False)
+    check = partial(check_examples, f"{name}'s step", mesh=mesh, axis_name=axis_name)
+
+    def step(state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
+        check(batch, weights)
+        totals, _ = totals_and_rows(state.params, batch, weights)
+        gradient = totals.mean(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = Metrics(totals.loss / totals.examples, optax.tree.norm(gradient))
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return _Step(jax.jit(step, donate_argnums=0), check, mesh, axis_name)
+
+
+class _Step:
+    """The compiled step after checks that need concrete arrays; other attributes are the jitted function's."""
+
+    def __init__(self, compiled: Any, check: Callable[..., None], mesh: Mesh | None, axis_name: str) -> None:
+        self._compiled, self._check, self._axis_name = compiled, check, axis_name
+        self._mesh: Any = mesh
+
+    def __call__(self, state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
+        weights = as_weights(weights)
+        self._check(batch, weights)
+        if self._mesh is None:
+            return self._compiled(state, *batch, weights=weights)
+        # A moved array may share its buffer on one device with the original, which is deleted below: so copy it.
+        copied = lambda leaf, moved: moved if moved is leaf else moved.copy()  # noqa: E731
+        on_mesh = jax.tree.map(copied, state, put(state, self._mesh))
+        batch, weights = put((batch, weights), self._mesh, self._axis_name)
+        after = self._compiled(on_mesh, *batch, weights=weights)
+        for leaf, moved in zip(jax.tree.leaves(state), jax.tree.leaves(on_mesh), strict=True):
+            if leaf is not moved and isinstance(leaf, jax.Array) and not is_traced(leaf):
+                leaf.delete()  # as a donated state is
+        return after
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_compiled":  # not set yet while the object is copied
+            raise AttributeError(name)
+        return getattr(self._compiled, name)

@@ -1,0 +1,1 @@
+"""How JAX differentiates a pooling."""

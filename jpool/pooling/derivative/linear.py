@@ -1,0 +1,76 @@
+"""A linear map with a user-defined transpose. Independent of pooling.
+
+JAX transposes a linear map operation by operation. The transpose of "read here" is then "add there", a scatter, and a
+loop without a static length has none. `apply(pair, residuals, x)` tells JAX the transpose instead. It can be
+differentiated in both modes, to any order, under `jax.vmap` and `jax.jit`; reverse mode saves only the residuals.
+
+`jax.custom_derivatives.linear_call` does the same, but not under `jax.vmap`. Hence a primitive.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jpool.jax_extensions import Primitive, define_batching, define_linear, define_lowering
+
+Map = Callable[[Any, Any, jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A map `forward(static, residuals, x)`, linear in x, and its transpose, called likewise with a cotangent for x."""
+
+    forward: Map
+    backward: Map
+    static: Hashable
+    vmapped: tuple[tuple[int | None, ...], ...] = ()  # for every vmap around it, the batch axes of the residuals
+
+    @property
+    def transpose(self) -> "Pair":
+        """The same two, exchanged."""
+        return replace(self, forward=self.backward, backward=self.forward)
+
+    def __call__(self, *residuals_and_x: jax.Array) -> jax.Array:
+        """The map itself, of all examples."""
+
+        def function(*residuals_and_x: jax.Array) -> jax.Array:
+            *residuals, x = residuals_and_x
+            return self.forward(self.static, tuple(residuals), x)
+
+        for axes in self.vmapped:
+            function = jax.vmap(function, (*axes, 0))
+        return function(*residuals_and_x)
+
+
+def apply(pair: Pair, residuals: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
+    """`pair.forward(pair.static, residuals, x)`, with `pair.backward` as transpose. Residuals have no derivative."""
+    return _linear.bind(*residuals, x, pair=pair)
+
+
+_linear = Primitive("linear_with_transpose")
+
+
+@lru_cache(maxsize=1024)
+def _type(*types: Any, pair: Pair) -> Any:
+    return jax.make_jaxpr(pair)(*types).out_avals[0]
+
+
+def _batched(operands: Any, axes: Any, *, pair: Pair) -> tuple[jax.Array, int]:
+    size = next(array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None)
+    *residuals, x = (a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True))
+    if axes[-1] is None:  # one x for all examples: the transpose is a sum, which JAX derives from the broadcast
+        x = jnp.broadcast_to(x, (size, *x.shape))
+    residual_axes = tuple(None if axis is None else 0 for axis in axes[:-1])
+    return _linear.bind(*residuals, x, pair=replace(pair, vmapped=(*pair.vmapped, residual_axes))), 0
+
+
+_jitted = jax.jit(lambda pair, *operands: pair(*operands), static_argnums=0)
+_linear.def_impl(lambda *operands, pair: _jitted(pair, *operands))
+_linear.def_abstract_eval(_type)
+define_linear(_linear, lambda pair: (_linear, {"pair": pair.transpose}))
+define_batching(_linear, _batched)
+define_lowering(_linear, lambda *operands, pair: pair(*operands))

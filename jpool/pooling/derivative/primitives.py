@@ -1,0 +1,195 @@
+"""select, route and gather as JAX primitives: one operation each while tracing, with a program for each platform.
+
+    select_p  :: (x; geometry)            -> values, *winners
+    largest_p :: (x; geometry)            -> values
+    route_p   :: (*winners, ct; geometry) -> cotangent of x
+    gather_p  :: (*winners, t; geometry)  -> tangent of values
+
+Their programs are `plain.forward` and `plain.backward`, and for XLA:CPU `cpu`. Being primitives has three advantages.
+Tracing is short: result types follow from the geometry, and the taps are written out once, when a program is lowered,
+for its platform. A batch is one more axis of the geometry, so vmap costs nothing. And JAX knows that route and gather
+are transposes of each other: transposed operation by operation, they would become scatters.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jpool.jax_extensions import (
+    Primitive,
+    define_batching,
+    define_jvp,
+    define_linear,
+    define_lowering,
+    is_zero,
+    mark_varying,
+    no_tangent,
+    sharded_type,
+    varying_axes,
+)
+from jpool.pooling.integers.geometry import Geometry, identity
+from jpool.pooling.plain import backward, forward
+from jpool.pooling.plain.steps import GPU, Arrangement, steps
+from jpool.pooling.plain.ties import RULES
+
+
+class Operations(NamedTuple):
+    """The program of each primitive on one platform."""
+
+    select: Any  # (geometry, x) -> (values, winners)
+    largest: Any  # (geometry, x) -> values
+    route: Any  # (geometry, winners, ct) -> cotangent of x
+    gather: Any  # (geometry, winners, t) -> tangent of values
+
+
+def plain(arrangement: Arrangement) -> Operations:
+    """The plain algorithm, with windows divided into the steps that suit the platform."""
+    functions: Any = forward.select, forward.largest, backward.route, backward.gather
+    return Operations(*(partial(function, arrangement=arrangement) for function in functions))
+
+
+PLAIN = plain(GPU)
+PLATFORMS: dict[str, Operations] = {"tpu": plain(Arrangement(axis_taps=8, spread_axes=1))}  # `cpu` adds its own
+
+
+select_p, largest_p = Primitive("max_pool_select"), Primitive("max_pool_largest")
+route_p, gather_p = Primitive("max_pool_route"), Primitive("max_pool_gather")
+select_p.multiple_results = True
+
+
+def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """See `forward.select`."""
+    values, *winners = _bind(select_p, x, geometry=geometry)
+    return values, tuple(winners)
+
+
+def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
+    """See `forward.largest`."""
+    return _bind(largest_p, x, geometry=geometry)
+
+
+def route(geometry: Geometry, winners: tuple[jax.Array, ...], ct: jax.Array) -> jax.Array:
+    """See `backward.route`."""
+    return _bind(route_p, *winners, ct, geometry=geometry)
+
+
+def gather(geometry: Geometry, winners: tuple[jax.Array, ...], t: jax.Array) -> jax.Array:
+    """See `backward.gather`."""
+    return _bind(gather_p, *winners, t, geometry=geometry)
+
+
+def _bind(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any:
+    """Inside `jax.shard_map`, an operand that is equal on all devices is marked as varying if another one varies."""
+    axes = frozenset[str]().union(*map(varying_axes, operands))
+    return primitive.bind(*(mark_varying(operands, axes) if axes else operands), geometry=geometry)
+
+
+# --- types ---
+
+
+def _type(operands: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """The type of a result: sharded as the operands are along identity axes, on every device along the others."""
+    partitions = []
+    for i, axis in enumerate(geometry.axes):
+        names = [operand.sharding.spec[i] for operand in operands if axis.is_identity]
+        partitions.append(next((name for name in names if name is not None), None))
+    shardings = [operand.sharding for operand in operands]
+    sharding = next((sharding for sharding in shardings if not sharding.mesh.empty), shardings[-1])
+    return sharded_type(operands[-1], sharding, shape, partitions, dtype or operands[-1].dtype)
+
+
+def _types_of_select(x: Any, *, geometry: Geometry) -> list[Any]:
+    rule = RULES[geometry.ties]
+    poolings = [step.geometry for step in steps(geometry, GPU)] if rule.masks else [geometry]
+    winners = [_type([x], geometry, pooling.values_shape, rule.winners_dtype(pooling)) for pooling in poolings]
+    return [_type([x], geometry, geometry.values_shape), *winners]
+
+
+select_p.def_abstract_eval(_types_of_select)
+largest_p.def_abstract_eval(lambda x, *, geometry: _type([x], geometry, geometry.values_shape))
+route_p.def_abstract_eval(lambda *arrays, geometry: _type(arrays, geometry, geometry.example_shape))
+gather_p.def_abstract_eval(lambda *arrays, geometry: _type(arrays, geometry, geometry.values_shape))
+
+
+# --- derivatives ---
+
+
+def _select_jvp(primals: Any, tangents: Any, *, geometry: Geometry) -> Any:
+    values, winners = select(geometry, *primals)
+    (t,) = tangents
+    tangent = no_tangent(values) if is_zero(t) else gather(geometry, winners, t)
+    return [values, *winners], [tangent, *map(no_tangent, winners)]
+
+
+def _largest_jvp(primals: Any, tangents: Any, *, geometry: Geometry) -> Any:
+    (values, *_), (tangent, *_) = _select_jvp(primals, tangents, geometry=geometry)
+    return values, tangent
+
+
+define_jvp(select_p, _select_jvp)
+define_jvp(largest_p, _largest_jvp)
+define_linear(route_p, lambda geometry: (gather_p, {"geometry": geometry}))
+define_linear(gather_p, lambda geometry: (route_p, {"geometry": geometry}))
+
+
+# --- batches ---
+
+
+def _batched(primitive: Primitive, operands: Any, axes: Any, *, geometry: Geometry) -> Any:
+    moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
+    batch = next(array for array, axis in zip(moved, axes, strict=True) if axis is not None)
+    batched = [_repeated(a, batch) if axis is None else a for a, axis in zip(moved, axes, strict=True)]
+    with_batch = geometry._replace(axes=(identity(batch.shape[0]), *geometry.axes))
+    out = _bind(primitive, *batched, geometry=with_batch)
+    return out, [0] * len(out) if primitive.multiple_results else 0
+
+
+def _repeated(array: jax.Array, batch: jax.Array) -> jax.Array:
+    """The array once for each example, split over devices as the batch is."""
+    sharding = jax.typeof(batch).sharding
+    if sharding.mesh.empty or sharding.spec[0] is None:
+        sharding = None
+    else:
+        partitions = [sharding.spec[0], *jax.typeof(array).sharding.spec]
+        sharding = sharding.update(spec=sharding.spec.update(partitions=partitions))
+    shape = (batch.shape[0], *array.shape)
+    return jax.lax.broadcast_in_dim(array, shape, range(1, len(shape)), out_sharding=sharding)
+
+
+# --- programs ---
+
+
+def _program(primitive: Primitive, platform: str | None) -> Any:
+    """The program of a primitive, as a function of its operands."""
+
+    def program(*operands: jax.Array, geometry: Geometry) -> Any:
+        operations = PLATFORMS.get(platform or "", PLAIN)
+        if primitive is select_p:
+            values, winners = operations.select(geometry, *operands)
+            return values, *winners
+        if primitive is largest_p:
+            return operations.largest(geometry, *operands)
+        *winners, array = operands
+        return (operations.route if primitive is route_p else operations.gather)(geometry, winners, array)
+
+    return program
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _jitted(primitive: Primitive, geometry: Geometry, *operands: jax.Array) -> Any:
+    return primitive.bind(*operands, geometry=geometry)
+
+
+def _run(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any:
+    """Outside a trace: a compiled program, also under `jax.disable_jit`, because a primitive runs in no other way."""
+    with jax.disable_jit(False):
+        return _jitted(primitive, geometry, *operands)
+
+
+for primitive in (select_p, largest_p, route_p, gather_p):
+    primitive.def_impl(partial(_run, primitive))
+    define_batching(primitive, partial(_batched, primitive))
+    for platform in (None, "cpu", "tpu"):
+        define_lowering(primitive, _program(primitive, platform), platform, shardings=False)

@@ -1,0 +1,69 @@
+"""The derivative of a pooling: reverse mode by `jax.custom_vjp`, and forward mode on request.
+
+    _values   :: (geometry; x)           -> values
+    select    :: (geometry; x)           -> (values, winners)
+    _backward :: (geometry; winners, ct) -> ct of x
+
+`select` has the type of a forward rule, so defining the derivative takes one line. The winners are the only residual:
+given them, pooling is linear, and neither x nor the values are needed again.
+
+Forward mode and higher derivatives are rules of the primitives: the tangent of the values is `gather`.
+"""
+
+from functools import partial
+
+import jax
+
+from jpool.pooling.derivative.primitives import gather, largest, route, select
+from jpool.pooling.integers.geometry import Geometry
+from jpool.pooling.plain.forward import Winners
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def pool(geometry: Geometry, x: jax.Array, forward_mode: bool) -> jax.Array:
+    """The values, which are differentiable."""
+    return largest(geometry, x) if forward_mode else _values(geometry, x)
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def pool_with_argmax(
+    geometry: Geometry, x: jax.Array, forward_mode: bool, indices: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The values, which are differentiable, and the index of each winner; -1 where a window has no winner.
+
+    `indices` has the shape of x and holds the index of every element, >= 0.
+    """
+    values, winners = (select if forward_mode else _select_in_reverse)(geometry, x)
+    return values, gather(geometry, winners, indices + 1) - 1
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _values(geometry: Geometry, x: jax.Array) -> jax.Array:
+    return largest(geometry, x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _select_in_reverse(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
+    return select(geometry, x)
+
+
+def _forward(geometry: Geometry, x: jax.Array) -> tuple[tuple[jax.Array, Winners], Winners]:
+    values, winners = select(geometry, x)
+    return (values, winners), winners
+
+
+def _backward(geometry: Geometry, winners: Winners, ct: jax.Array) -> tuple[jax.Array | None]:
+    if ct.dtype == jax.dtypes.float0:  # integers have no cotangent
+        return (None,)
+    return (_route(geometry, winners, ct),)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)  # one program, also outside of a user's jit
+def _route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
+    # Without the barrier, if both passes are in one program, XLA may compute the winners again where they are read: on
+    # an H100 LeNet's forward pass then writes three masks instead of the winners.
+    return route(geometry, jax.lax.optimization_barrier(winners), ct)
+
+
+_values.defvjp(select, _backward)
+_select_in_reverse.defvjp(_forward, lambda geometry, winners, cts: _backward(geometry, winners, cts[0]))

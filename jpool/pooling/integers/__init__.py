@@ -1,0 +1,1 @@
+"""The integers of a pooling. No jax."""

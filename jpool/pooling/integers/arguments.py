@@ -1,0 +1,139 @@
+"""The arguments that describe a pooling, checked one by one. No array and no jax in this module.
+
+See `checks` for what every error text contains.
+"""
+
+import math
+from typing import Any
+
+from jpool.checks import is_int, shown
+
+PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
+CHANNEL_AXES = (-1, 0, None)
+MAX_TAPS = 2**32 - 2  # winners have at most 32 bits, and the rules for ties need two numbers that are no tap's
+MAX_INDICES = 2**31  # an argmax is int32
+
+Pad = str | tuple[int, int]  # along one axis
+
+
+def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
+    """A tuple of ints >= 1, one per spatial axis."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(
+            f"{function}: {argument} must be a tuple of ints >= 1, one per spatial axis; got {shown(value)}. "
+            "An int is refused because it does not say how many axes are spatial: write (2, 2) for images."
+        )
+    if not value:
+        raise ValueError(f"{function}: {argument} must have at least one spatial axis; got {value!r}.")
+    return per_axis(function, argument, value, len(value))
+
+
+def window_sizes(function: str, window_shape: Any) -> tuple[int, ...]:
+    """The sizes of a window, which has no more taps than winners can number."""
+    checked = sizes(function, "window_shape", window_shape)
+    if math.prod(checked) > MAX_TAPS:
+        raise ValueError(f"{function}: window_shape must have at most {MAX_TAPS} taps in all; got {checked}.")
+    return checked
+
+
+def per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
+    """An int >= 1 for every spatial axis, from one int for all axes or one for each."""
+    if is_int(value):
+        value = (value,) * rank
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{function}: {argument} must be an int >= 1 or {rank} of them in a tuple; got {shown(value)}.")
+    if len(value) != rank:
+        raise ValueError(
+            f"{function}: {argument} must have one entry per spatial axis, {rank} as in window_shape; got {value!r}."
+        )
+    for entry in value:
+        if not is_int(entry):
+            raise TypeError(f"{function}: {argument} must hold ints >= 1; got {shown(entry)} in {value!r}.")
+        if entry < 1:
+            raise ValueError(f"{function}: {argument} must hold ints >= 1; got {entry} in {value!r}.")
+    return tuple(int(entry) for entry in value)
+
+
+def padding_per_axis(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
+    """One of PADDING_WORDS, or (low, high), for every spatial axis."""
+    words = ", ".join(map(repr, PADDING_WORDS))
+    expected = f"one of {words}, an int >= 0, or per spatial axis an int >= 0 or a pair (low, high) of them"
+    if isinstance(value, str):
+        if value.upper() not in PADDING_WORDS:
+            raise ValueError(f"{function}: padding must be {expected}; got {value!r}.")
+        return (value.upper(),) * rank
+    if is_int(value):
+        value = (value,) * rank
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{function}: padding must be {expected}; got {shown(value)}.")
+    if len(value) != rank:
+        raise ValueError(
+            f"{function}: padding must have one entry per spatial axis, {rank} as in window_shape; got {value!r}."
+            + (f" For one axis write (({value[0]!r}, {value[1]!r}),)." if rank == 1 and len(value) == 2 else "")
+        )
+    pairs: list[Pad] = []
+    for entry in value:
+        pair = (entry, entry) if is_int(entry) else entry
+        if not isinstance(pair, (tuple, list)) or not all(is_int(side) for side in pair):
+            bad = next((side for side in pair if not is_int(side)), entry) if isinstance(pair, (tuple, list)) else entry
+            raise TypeError(f"{function}: padding must be {expected}; got {shown(bad)} in {value!r}.")
+        if len(pair) != 2 or min(pair) < 0:
+            raise ValueError(f"{function}: padding must be {expected}; got {entry!r} in {value!r}.")
+        pairs.append((int(pair[0]), int(pair[1])))
+    return tuple(pairs)
+
+
+def check_channel_axis(function: str, value: Any) -> None:
+    """One of CHANNEL_AXES."""
+    expected = f"{function}: channel_axis must be -1 (channels last), 0 (channels first) or None (no channels); got "
+    if value is not None and not is_int(value):
+        raise TypeError(f"{expected}{shown(value)}.")
+    if value not in CHANNEL_AXES:
+        raise ValueError(f"{expected}{value}.")
+
+
+def check_indices_fit(function: str, argument: str, spatial_shape: tuple[int, ...], channels: int = 1) -> None:
+    """Refuses a spatial grid whose flat indices exceed int32."""
+    if math.prod(spatial_shape) * channels > MAX_INDICES:
+        and_channels = f" and {channels} channels" if channels > 1 else ""
+        raise ValueError(
+            f"{function}: {argument} must have at most 2**31 elements, because flat indices are int32; got spatial "
+            f"shape {spatial_shape}{and_channels}. Pool parts of it, and add the offset of each part to its indices."
+        )
+
+
+def spatial_sizes(
+    function: str,
+    shape: tuple[int, ...],
+    argument: str,
+    sizes: tuple[int, ...],
+    channel_axis: int | None,
+    *,
+    name: str = "x",
+    call: str = "",
+    may_be_empty: bool = False,
+) -> tuple[int, ...]:
+    """The spatial part of the shape of ONE example, whose rank must match the sizes given for `argument`.
+
+    The error text calls the array `name`, and shows `call` as the way to pool a batch.
+    """
+    layout = {-1: "(*spatial, channels)", 0: "(channels, *spatial)", None: "(*spatial,)"}[channel_axis]
+    rank = len(sizes) + (channel_axis is not None)
+    if len(shape) != rank:
+        raise ValueError(
+            f"{function}: {name} must be ONE example of shape {layout}, which has {rank} axes for {argument} {sizes} "
+            f"and channel_axis={channel_axis}; got {len(shape)} axes, shape {shape}. "
+            f"For a batch use jax.vmap: {call or f'jax.vmap(lambda x: jpool.{function}(x, {sizes}, ...))(batch)'}."
+            + (" spatial_shape leaves out batch and channels." if argument == "spatial_shape" else "")
+        )
+    spatial = without_channels(shape, channel_axis)
+    if 0 in spatial and not may_be_empty:
+        raise ValueError(
+            f"{function}: {name} must have at least one element along every spatial axis; got shape {shape}."
+        )
+    return spatial
+
+
+def without_channels(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:
+    """The shape without its channel axis."""
+    return {-1: shape[:-1], 0: shape[1:], None: shape}[channel_axis]

@@ -1,0 +1,1 @@
+"""The plain algorithm: forward and backward, on every device."""
