@@ -135,9 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]]:
-    """The options, checked, and the pools that they choose."""
+    """The options, checked, and the pools that they select."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", metavar="WORD", default=[""], help="only pools whose name contains one of these")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="WORD", default=[""], help="only pools whose name contains a WORD"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--layout", choices=["last", "first"], default="last", help="position of the channels")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each contender (default: %(default)s)")

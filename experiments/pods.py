@@ -116,7 +116,7 @@ def moves(text: str) -> int:
 
 def readings(pods: Sequence[str]) -> tuple[list[Reading], dict[str, str]]:
     """The readings of all pods, and the pods that were left out, each with the reason."""
-    environment = os.environ | compiled.ENVIRONMENT | {"XLA_FLAGS": ""}  # flags given here may be unknown to these compilers
+    environment = os.environ | compiled.ENVIRONMENT | {"XLA_FLAGS": ""}  # these compilers may not know the flags
     print("\ncompiling for pods, which takes minutes if the compilers are installed ..", flush=True)
     command, top = [sys.executable, "-m", "experiments.pods", *pods], Path(__file__).parents[1]
     done = subprocess.run(command, env=environment, cwd=top, capture_output=True, text=True)
@@ -127,11 +127,11 @@ def readings(pods: Sequence[str]) -> tuple[list[Reading], dict[str, str]]:
 
 
 def check(readings: list[Reading], parameters: int) -> None:
-    """Checks what devices send, and that a device of a large pod holds no more than as_predicted of a small pod."""
+    """Checks what devices send, and that a device of a large pod holds no more than one of a small pod."""
     steps = [reading for reading in readings if reading.program == "step"]
     sizes = ", ".join(f"{size:,}" for size in sorted({step.devices for step in steps}))
     as_predicted = all((step.all_reduces, step.sent) == (1, 4 * (parameters + 2)) for step in steps)
-    claim(f"compiled for {sizes} devices, a step has as_predicted all-reduce, of 4 ({parameters:,} + 2) bytes", as_predicted)
+    claim(f"compiled for {sizes} devices, a step has one all-reduce, of 4 ({parameters:,} + 2) bytes", as_predicted)
     claim("neither the step nor the statistics gather anything", not any(reading.moves for reading in readings))
     held = [[reading.temporary for reading in group] for group in of_a_kind(readings)]
     deviation = max(max(sizes) / min(sizes) - 1 for sizes in held)

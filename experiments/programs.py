@@ -6,7 +6,7 @@ For each pool of the benchmark and each function related to max_pool, the progra
 For the H100: the number of kernels, and the bytes that they read and write and their estimated time as multiples of the
 lower bound, which is to read and write every input and result once at full bandwidth. The estimate of a kernel is the
 larger of its bytes over bandwidth and its instructions over the issue rate. Branches count as taken, and a loop inside
-a kernel, such as lax's over a window, counts once, so lax's real time is longer. For the TPU: the compiler's estimate
+a kernel, such as lax's over a window, counts once, so lax's estimate is too low. For the TPU: the compiler's estimate
 in cycles. It leaves out reduce-window and select-and-scatter, so there is none for lax.
 
 The compilers are packages; experiments/accelerators/compiled.py has the command that installs them.
@@ -105,7 +105,8 @@ def heading() -> str:
     """What was compiled, that it was not timed, and the versions of the compilers."""
     parts = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "jax-cuda12-pjrt")]
     return (
-        f"compiled, not timed, for an H100 and a TPU v5e; bytes and time as multiples of the lower bound; {', '.join(parts)}"
+        f"compiled, not timed, for an H100 and a TPU v5e; bytes and time as multiples of the lower bound; "
+        f"{', '.join(parts)}"
     )
 
 
@@ -121,7 +122,9 @@ def picture(rows: dict[str, Any], about: str) -> Any:
     }
     for i, (label, colour) in enumerate(series.items()):
         names = ("jpool",) if i == 0 else ("lax", "jnp.max")
-        times = [next((row[library]["time"] for library in names if library in row), math.nan) for row in shown.values()]
+        times = [
+            next((row[library]["time"] for library in names if library in row), math.nan) for row in shown.values()
+        ]
         bars = axes.barh(positions + 0.38 * i, times, 0.36, color=colour, label=label)
         axes.bar_label(bars, ["" if math.isnan(time_) else f"{time_:.2f}" for time_ in times], padding=3, fontsize=8)
     axes.axvline(1, color="black", linewidth=1, label="lower bound: every byte once, at full bandwidth")
@@ -137,7 +140,7 @@ def picture(rows: dict[str, Any], about: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compiles every chosen question, prints the table, and writes the requested files."""
+    """Compiles every chosen program, prints the table, and writes the requested files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
     if arguments is None:
@@ -168,7 +171,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.programs", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", action="store_true", help="compile whole training steps (needs the extra `peers`)")
     parser.add_argument(
-        "--shapes", nargs="+", metavar="WORD", default=[""], help="only programs whose name contains one of these"
+        "--shapes", nargs="+", metavar="WORD", default=[""], help="only programs whose name contains a WORD"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw the estimated times")

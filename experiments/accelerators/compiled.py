@@ -47,9 +47,9 @@ ENVIRONMENT = {
 DUMP = "--xla_dump_hlo_pass_re=NONE --xla_dump_emitter_re=ptx --xla_gpu_autotune_level=0"
 MISSING = """The compilers for accelerators are packages. Install them in an environment of their own (1 GB):
   pip install -e ".[experiments,peers,accelerators]"
-JAX says: {error}"""
+JAX reports: {error}"""
 
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}  # these move no data
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}  # no data moved
 SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
@@ -119,12 +119,12 @@ def devices(platform: str, topology: str = "") -> list[Any]:
     """Devices of "cuda" or "tpu" to compile for: one, or those of a topology (slices x hosts x devices, or a TPU's)."""
     try:
         if platform == "cuda":
-            description = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=topology or "1x1x1")
+            target = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=topology or "1x1x1")
         else:
-            description = topologies.get_topology_desc(topology or TPU, platform="tpu")
+            target = topologies.get_topology_desc(topology or TPU, platform="tpu")
     except Exception as error:  # plugins raise exceptions of many types
         raise RuntimeError(MISSING.format(error=error)) from error
-    return list(description.devices)
+    return list(target.devices)
 
 
 def compile_for(platform: str, function: Callable[..., Any], *shapes: Any) -> Program:
@@ -136,7 +136,7 @@ def compile_for(platform: str, function: Callable[..., Any], *shapes: Any) -> Pr
 
 
 def dumped_instructions() -> dict[str, int]:
-    """Instructions by kernel, over all threads, of the program compiled last; read from XLA's dump, which is then deleted.
+    """Instructions by kernel, over all threads, of the program compiled last; read from XLA's dump, which is deleted.
 
     Branches count as taken, and a loop inside a kernel counts once.
     """

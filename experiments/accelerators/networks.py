@@ -19,7 +19,7 @@ import jpool
 from experiments.accelerators import compiled
 
 Step = tuple[Callable[..., Any], tuple[Any, ...]]  # a training step, and the shapes of its arguments
-Body = Callable[[bool, jax.Array], jax.Array]  # the layers of a network: (jpool's poolings?, batch) -> scores
+Body = Callable[[bool, jax.Array], jax.Array]  # a network's layers: (with jpool's poolings or not, batch) -> scores
 
 CONVOLUTION = re.compile(r' %?([\w.\-]+) = [^\n]* (?:convolution\(|custom-call\([^\n]*"__cudnn\$conv)')
 SCRATCH = re.compile(r" %?([\w.\-]+) = \([^\n=]*?(s8\[\d+\]\S*)\) custom-call\(")

@@ -135,4 +135,4 @@ def unpooling(name: str, geometry: dict[str, Any]) -> Question:
         return out, backward(ct)[0]
 
     shapes = shaped(pooled), shaped(pooled, "int32"), shaped(IMAGES)
-    return Question(name, {"jpool": run}, shapes, (shaped(pooled, "uint8"),))  # the winners in a byte each, which argmax encodes
+    return Question(name, {"jpool": run}, shapes, (shaped(pooled, "uint8"),))  # winners, encoded by argmax

@@ -24,7 +24,7 @@ def pooled_sizes(sizes: Pair, kernel: Pair, stride: Pair, pad: Pair) -> list[int
 
 
 def max_pool(x: np.ndarray, kernel: Pair, stride: Pair = (1, 1), pad: Pair = (0, 0)) -> tuple[np.ndarray, np.ndarray]:
-    """Values and mask of x (channels, height, width): the mask holds each winner's flat index y * width + x, or -1."""
+    """Values and mask of x (channels, height, width); the mask is the winner's flat index y * width + x, or -1."""
     _, *sizes = x.shape
     values = np.full((len(x), *pooled_sizes((sizes[0], sizes[1]), kernel, stride, pad)), LOWEST, x.dtype)
     mask = np.full(values.shape, -1)

@@ -42,7 +42,7 @@ class Trace(NamedTuple):
 
 
 def trace(params: layers.Params, image: jax.Array, label: jax.Array) -> Trace:
-    """Runs one digit through the network and back, and keeps the channel with the largest cotangents in sum."""
+    """Runs one digit through the network and back; keeps the channel with the largest sum of absolute cotangents."""
     maps = lenet.feature_maps(params, image)
     pooled, route = jax.vjp(layers.halve, maps)
     ct = jax.grad(lambda x: layers.cross_entropy(lenet.after_pool1(params, x), label))(pooled)

@@ -30,7 +30,7 @@ class Checkpoints:
     """The checkpoints of one run in one directory, by the number of steps taken."""
 
     def __init__(self, directory: Path, run: dict[str, Any], *, resume: bool) -> None:
-        """Opens or makes the directory; checkpoints in it are an error unless `resume`, and if they are of another run.
+        """Opens or makes the directory; checkpoints in it are refused without `resume`, or by `load` if of another run.
 
         Args:
           directory: holds nothing but checkpoints.
@@ -96,7 +96,7 @@ class Checkpoints:
                 raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
             if not self.manager.save(step, args=items):
                 raise OSError("orbax did not write it")
-        except Exception as error:  # tensorstore raises types of its own
+        except Exception as error:  # tensorstore raises its own types
             before = "there is none before it" if self.last is None else f"the last good one is {self.newest}"
             reason = cluster.first_line(error)
             raise CheckpointError(

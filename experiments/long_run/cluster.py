@@ -78,8 +78,8 @@ def agree(options: object) -> None:
         local_digest = np.frombuffer(hashlib.sha256(repr(options).encode()).digest(), np.uint8)
         if (multihost_utils.process_allgather(local_digest) != local_digest).any():
             raise ClusterError(
-                "the processes differ in their options, their data or the checkpoint they resume from; give all the same, "
-                "and a --checkpoint directory that they share"
+                "the processes differ in their options, their data or the checkpoint they resume from; give all the "
+                "same, and a --checkpoint directory that they share"
             )
 
 

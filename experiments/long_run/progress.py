@@ -82,7 +82,7 @@ class Finite:
         self.metrics: jpool.Metrics | None = None
 
     def follow(self, metrics: jpool.Metrics | None) -> str | None:
-        """Says what is wrong with the step before, if the run must stop; call it with None after the last step."""
+        """What is wrong with the step before if the run must stop, else None; pass None after the last step."""
         before, self.metrics = self.metrics, metrics
         if before is None:
             return None
