@@ -152,7 +152,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]
     options = parser.parse_args(arguments)
     chosen = {name: pool for name, pool in POOLS.items() if any(w.lower() in name.lower() for w in options.shapes)}
     if not chosen:
-        parser.error(f"argument --shapes: no pool is called so; there are {', '.join(POOLS)}")
+        parser.error(f"argument --shapes: no pool has such a name; the names are {', '.join(POOLS)}")
     for name in ("rounds", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"argument --{name}: must be at least 1; got {value}")

@@ -146,7 +146,7 @@ def of_a_kind(readings: list[Reading]) -> list[list[Reading]]:
     return list(groups.values())
 
 
-def tell(readings: list[Reading], missing: dict[str, str], parameters: int, predicted: float) -> None:
+def print_readings(readings: list[Reading], missing: dict[str, str], parameters: int, predicted: float) -> None:
     """Prints the readings, the prediction, and the pods without a compiler."""
     if readings:
         print(f"\ncompiled, not timed: {EXAMPLES} examples on each device, all at once")

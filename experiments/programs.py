@@ -35,15 +35,15 @@ KILO = 1000
 
 def read(question: Question) -> dict[str, Any]:
     """All figures of one question, by contender."""
-    figures: dict[str, Any] = {"least_bytes": question.least}
+    figures: dict[str, Any] = {"least_bytes": question.lower_bound}
     for name, function in question.contenders.items():
         start = time.perf_counter()
         gpu = compiled.compile_for("cuda", function, *question.shapes)
         figures[name] = {
             "compile_s": time.perf_counter() - start,
             "kernels": len(gpu.kernels),
-            "bytes": gpu.bytes / question.least,
-            "time": gpu.seconds / (question.least / compiled.BANDWIDTH),
+            "bytes": gpu.bytes / question.lower_bound,
+            "time": gpu.seconds / (question.lower_bound / compiled.BANDWIDTH),
             "scatter": bool(gpu.count("scatter") + gpu.count("select-and-scatter")),
             "while": gpu.count("while"),
         }
@@ -112,7 +112,7 @@ def heading() -> str:
 
 def picture(rows: dict[str, Any], about: str) -> Any:
     """The estimated time of both passes on an H100, as a multiple of the lower bound."""
-    shown = {name: row for name, row in rows.items() if "alone" not in name and "without" not in name}
+    shown = {name: row for name, row in rows.items() if "forward only" not in name and "without" not in name}
     figure = style.figure(9, 0.36 * len(shown) + 1.2)
     axes = figure.subplots()
     positions = np.arange(len(shown))

@@ -23,7 +23,7 @@ from experiments.common import timing
 Function = Callable[..., Any]
 IMAGES = (16, 56, 56, 64)
 pool = partial(jpool.max_pool, window_shape=(3, 3), strides=2, padding=1)
-where = partial(jpool.max_pool_with_argmax, window_shape=(3, 3), strides=2, padding=1)
+pool_with_argmax = partial(jpool.max_pool_with_argmax, window_shape=(3, 3), strides=2, padding=1)
 
 
 def both(function: Function, *arrays: jax.Array) -> timing.Call:
@@ -63,7 +63,7 @@ def by_scatter(values: jax.Array, argmax: jax.Array) -> jax.Array:
 
 def questions(x: jax.Array) -> dict[str, dict[str, timing.Call]]:
     """The calls to time in turn: jpool's, then the others'."""
-    values, argmax = jax.block_until_ready(jax.jit(jax.vmap(where))(x))
+    values, argmax = jax.block_until_ready(jax.jit(jax.vmap(pool_with_argmax))(x))
     part = x[:, :30, :30]
     unpool = partial(jpool.max_unpool, spatial_shape=IMAGES[1:3])
     default = {"max_pool": both(pool, x)}
@@ -74,7 +74,7 @@ def questions(x: jax.Array) -> dict[str, dict[str, timing.Call]]:
         "forward_mode=True, tangent": {
             "jpool": tangent(partial(pool, forward_mode=True), x), "lax": tangent(lax_pool, x)
         },
-        "max_pool_with_argmax, forward": {"jpool": once(where, x), **torch_calls("argmax", x)},
+        "max_pool_with_argmax, forward": {"jpool": once(pool_with_argmax, x), **torch_calls("argmax", x)},
         "max_unpool with the geometry": {
             "jpool": both(partial(unpool, window_shape=(3, 3), strides=2, padding=1), values, argmax),
             "scatter": both(by_scatter, values, argmax), **torch_calls("unpool", values, argmax),

@@ -74,7 +74,7 @@ class Model(NamedTuple):
         return compute / (compute + self.all_reduce(devices))
 
 
-class Found(NamedTuple):
+class Results(NamedTuple):
     """Times on simulated devices, the model, and readings of programs for pods."""
 
     ms: dict[int, float]  # of a step, by devices
@@ -111,7 +111,7 @@ def measure(
     memory: float = 16.0,
     bandwidth: float = 25.0,
     latency: float = 5.0,
-) -> Found:
+) -> Results:
     """Times the step, checks the formulas against compiled programs, and prints what they predict."""
     cluster.simulate_devices(max(SIMULATED))
     image_key, label_key, init_key = jax.random.split(jax.random.key(seed), 3)
@@ -125,12 +125,12 @@ def measure(
     other_bytes = besides(params, memory * 2**30)
     ms = timing.medians({str(devices): step.take for devices, step in steps.items()}, rounds)
     model = Model(count(params), batch, example / 1e3, other_bytes, memory * 2**30, bandwidth * 1e9, latency / 1e6)
-    results = Found({int(devices): time for devices, time in ms.items()}, examples, model, total, [])
+    results = Results({int(devices): time for devices, time in ms.items()}, examples, model, total, [])
     print_tables(results)
     readings, missing = pods.readings(pods.PODS)
     if readings:
         pods.check(readings, model.parameters)
-    pods.tell(readings, missing, model.parameters, model.together(pods.EXAMPLES))
+    pods.print_readings(readings, missing, model.parameters, model.together(pods.EXAMPLES))
     return results._replace(pods=readings)
 
 
@@ -198,7 +198,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
     return jax.jit(function).lower(*arguments).compile().memory_analysis()
 
 
-def print_tables(results: Found) -> None:
+def print_tables(results: Results) -> None:
     """Prints what was measured and what is predicted."""
     model = results.model
     print(f"\nmeasured: {results.examples} examples, on simulated devices that share {timing.cores()} cores")
@@ -222,7 +222,7 @@ def words(model: Model) -> str:
     return f"{speed}, {model.example * 1e3:g} ms an example"
 
 
-def picture(results: Found) -> Figure:
+def picture(results: Results) -> Figure:
     """Measured, predicted, and, where there are readings, compiled."""
     figure, model = style.figure(11, 7.4) if results.pods else style.figure(12, 3.7), results.model
     left, middle, right, *last = figure.subplots(2, 2).flat if results.pods else figure.subplots(1, 3)

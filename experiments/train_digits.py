@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (CheckpointError, NotFiniteError) as error:
         sys.exit(str(error))
     except Stopped as stopped:
-        again = f"go on with: python -m experiments.train_digits {shlex.join(options.again)}"
+        again = f"continue with: python -m experiments.train_digits {shlex.join(options.again)}"
         sentence, number = stopped.args
-        print(f"{sentence}; {again if checkpoints else 'without --checkpoint nothing is kept'}", file=sys.stderr)
+        print(f"{sentence}; {again if checkpoints else 'nothing is saved without --checkpoint'}", file=sys.stderr)
         sys.exit(128 + (number or signal.SIGINT))
     if cluster.is_main_process():
         finish(run, digits, options.out)
@@ -80,7 +80,9 @@ def trained(options: argparse.Namespace, digits: Digits, mesh: Mesh | None, chec
     if checkpoints is not None and options.resume:
         run = resumed(checkpoints, run)
         has_checkpoint = checkpoints.last is not None
-        say(f"going on after step {run.state.step}" if has_checkpoint else "no checkpoint to go on from: a new run")
+        say(
+            f"continuing after step {run.state.step}" if has_checkpoint else "no checkpoint to continue from: a new run"
+        )
     progress = Progress(options.epochs, steps, int(run.state.step), silent=not cluster.is_main_process())
     sizes = {"epochs": options.epochs, "batch_size": options.batch_size, "microbatch_size": options.microbatch}
     with progress.bar:

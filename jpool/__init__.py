@@ -8,26 +8,14 @@ Two packages, which import nothing from each other:
 Both use `checks` (of arguments) and `jax_extensions` (all of JAX that is not stable public API).
 """
 
-from jpool.per_example import (
-    GradientStatistics,
-    Metrics,
-    TrainState,
-    gradient_statistics,
-    make_train_step,
-    mean_over_examples,
-    per_example_value_and_grad,
-)
-from jpool.pooling import (
-    adaptive_max_pool,
-    adaptive_max_pool_with_argmax,
-    convert_argmax,
-    global_max_pool,
-    max_pool,
-    max_pool_with_argmax,
-    max_unpool,
-    min_pool,
-    pooled_shape,
-)
+from jpool.per_example.gradients import mean_over_examples, per_example_value_and_grad
+from jpool.per_example.statistics import GradientStatistics, gradient_statistics
+from jpool.per_example.training import Metrics, TrainState, make_train_step
+from jpool.pooling.functions.adaptive import adaptive_max_pool, adaptive_max_pool_with_argmax, global_max_pool
+from jpool.pooling.functions.argmax import convert_argmax, max_pool_with_argmax
+from jpool.pooling.functions.max_pool import max_pool, min_pool
+from jpool.pooling.functions.pooled_shape import pooled_shape
+from jpool.pooling.functions.unpool import max_unpool
 
 __all__ = [
     "GradientStatistics",

@@ -1,17 +1,26 @@
-"""Silent promotion is an error in every test of the library; experiments are written as their users write."""
+"""Implicit promotion is an error in tests of the library; tests of experiments allow it, as JAX does by default."""
 
 import gc
 
 import jax
 import pytest
+from shared.poolings import ARRANGEMENTS
 
 from jpool.pooling.derivative import primitives
 
-gc.set_threshold(100_000, 50, 100)  # what JAX keeps of thousands of programs is looked through less often
+gc.set_threshold(100_000, 50, 100)  # JAX keeps many objects alive: collect garbage less often
 
-jax.config.update("jax_num_cpu_devices", 8)  # of which most tests use the first
+jax.config.update("jax_num_cpu_devices", 8)  # most tests use the first one
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_of_other_modules():
+    """The compiled programs of all modules would take several GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
@@ -22,26 +31,23 @@ def promotion_as_usual():
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """For modules that test that something runs and says what it should, where compiling takes most of the time."""
+    """For modules that test behaviour and texts, and spend most of their time compiling."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that are started
+        environment.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for subprocesses
         yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-ARRANGEMENTS = {"cpu": primitives.PLATFORMS["cpu"], "gpu": primitives.PLAIN, "tpu": primitives.PLATFORMS["tpu"]}
-
-
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.exhaustive)])
 def arrangement(request):
-    """The tests of a module that uses this run on this CPU as they would there, and again as a GPU would compute."""
+    """Runs the tests of a module with the arrangement for CPUs, and again with the one for GPUs, both on this CPU."""
     before = jax.config.values["jax_disable_most_optimizations"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(primitives.PLATFORMS, "cpu", ARRANGEMENTS[request.param])
-        jax.config.update("jax_disable_most_optimizations", before or request.param != "cpu")  # compiles sooner
-        jax.clear_caches()  # of programs for the other one
+        jax.config.update("jax_disable_most_optimizations", before or request.param != "cpu")  # compiles faster
+        jax.clear_caches()  # programs of the other arrangement
         yield request.param
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()

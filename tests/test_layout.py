@@ -1,48 +1,83 @@
-"""Imports only go down: each module imports only from those before it, in the order that the package's docstring gives."""
+"""The layout shows the design: two packages without imports between them, and imports that only go up the lists."""
 
 import ast
 import re
 from pathlib import Path
 
 import jpool
+import jpool.per_example
+import jpool.pooling
 
-PACKAGE = Path(jpool.__file__).parent
-ORDER = re.findall(r"^    ([\w/]+) +\S", jpool.__doc__, re.MULTILINE)
+LIBRARY = Path(jpool.__file__).parent
+PACKAGES = {"pooling": jpool.pooling, "per_example": jpool.per_example}
+SHARED = ["checks", "jax_extensions"]
+INTERNALS = r"jax\.(_src|core|interpreters|extend)|manual_axis_type"
+
+
+def order(package):
+    """The modules in the order in which the docstring of a package lists them."""
+    return re.findall(r"^    ([\w/]+) +\S", PACKAGES[package].__doc__, re.MULTILINE)
+
+
+def modules(package):
+    """The path of every module of a package, by its name in the list; cpu/ is listed as a folder."""
+    paths = {
+        path: path.relative_to(LIBRARY / package).with_suffix("").as_posix()
+        for path in (LIBRARY / package).rglob("*.py")
+        if path.name != "__init__.py" or path.parent.name == "cpu"
+    }
+    return {path: "cpu/" if name.startswith("cpu/") else name for path, name in paths.items()}
 
 
 def imported(path):
-    """The modules of this package that a file imports, as the docstring names them."""
+    """The modules of this library that a file imports, as paths below jpool/ without suffix."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "jpool":
-            base = node.module.split(".")[1:]
-            for name in node.names:
-                for parts in ([*base, name.name], base):
-                    if parts and (
-                        PACKAGE.joinpath(*parts).is_dir() or PACKAGE.joinpath(*parts).with_suffix(".py").exists()
-                    ):
-                        yield parts
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "jpool":
+                while not (LIBRARY.joinpath(*parts[1:]).with_suffix(".py").exists()) and len(parts) > 1:
+                    if LIBRARY.joinpath(*parts[1:]).is_dir():
                         break
+                    parts.pop()
+                yield "/".join(parts[1:])
 
 
-def place(parts):
-    """The place of a module in the order; what is in cpu/ has that of the folder."""
-    return ORDER.index("pooling/cpu/" if parts[:2] == ["pooling", "cpu"] else "/".join(parts))
+def test_the_packages_import_nothing_from_each_other():
+    for package in PACKAGES:
+        for path in (LIBRARY / package).rglob("*.py"):
+            assert {name.partition("/")[0] for name in imported(path)} <= {package, *SHARED}, path
 
 
-def test_every_module_has_a_line():
-    modules = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
-    lines = {name for name in modules if not name.endswith("__init__") and not name.startswith("pooling/cpu/")}
-    assert sorted(ORDER) == sorted(lines | {"pooling/cpu/"})
+def test_both_share_only_checks_and_the_extensions_of_jax():
+    assert sorted(path.name for path in LIBRARY.iterdir() if path.name != "__pycache__") == sorted(
+        ["__init__.py", "py.typed", *PACKAGES, *(f"{name}.py" for name in SHARED)]
+    )
+    for name in SHARED:
+        assert list(imported(LIBRARY / f"{name}.py")) == []
 
 
-def test_imports_only_go_down():
+def test_every_module_is_listed_in_its_package():
+    for package in PACKAGES:
+        assert sorted(order(package)) == sorted(set(modules(package).values()))
+
+
+def test_imports_only_go_up_the_list():
     seen = 0
-    for path in PACKAGE.rglob("*.py"):
-        own = list(path.relative_to(PACKAGE).with_suffix("").parts)
-        if own[-1] == "__init__" and own != ["pooling", "cpu", "__init__"]:
-            continue
-        for parts in imported(path):
-            inside_cpu = own[:2] == parts[:2] == ["pooling", "cpu"]
-            assert inside_cpu or place(parts) < place(own), (own, parts)
-            seen += 1
+    for package in PACKAGES:
+        rank = {name: i for i, name in enumerate(order(package))}
+        for path, own in modules(package).items():
+            for name in imported(path):
+                below = name.removeprefix(f"{package}/")
+                below = "cpu/" if below.partition("/")[0] == "cpu" else below
+                if name.partition("/")[0] == package:
+                    assert rank[below] < rank[own] or below == own == "cpu/", (own, name)
+                    seen += 1
     assert seen > 50
+
+
+def test_all_of_jax_that_is_not_stable_is_in_one_module():
+    found = {path.name for path in LIBRARY.rglob("*.py") if re.search(INTERNALS, path.read_text())}
+    assert found == {"jax_extensions.py"}

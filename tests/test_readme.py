@@ -1,4 +1,4 @@
-"""The README does what it says: its examples print what stands below them, its commands and links are as promised."""
+"""The README is true: its examples print the output below them, its commands, signatures and links are right."""
 
 import contextlib
 import inspect
@@ -7,16 +7,18 @@ import re
 from pathlib import Path
 
 import jpool
+import jpool.per_example
+import jpool.pooling
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_examples_print_what_stands_below_them():
+def test_examples_print_the_output_below_them():
     assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 4
     codes, texts = ([block for language, block in BLOCKS if language == kind] for kind in ("python", "text"))
-    names = {}  # the later examples continue the first
+    names = {}  # later examples continue the first
     for code, text in zip(codes, texts, strict=True):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -71,4 +73,14 @@ def test_every_link_leads_to_a_file_and_every_module_has_one():
     assert [link for link in links if not (ROOT / link).exists()] == []
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jpool").rglob("*.py")}
     described = {path for path in modules if "/cpu/" not in path and not path.endswith("__init__.py")}
-    assert described | {"jpool/pooling/cpu"} <= set(links)
+    packages = {"jpool/pooling/__init__.py", "jpool/pooling/cpu/__init__.py", "jpool/per_example/__init__.py"}
+    assert described | packages <= set(links)
+
+
+def test_modules_are_in_the_order_of_their_packages():
+    for package in (jpool.pooling, jpool.per_example):
+        name = package.__name__.replace(".", "/")
+        ordered = re.findall(r"^    ([\w/]+) +\S", package.__doc__, re.MULTILINE)
+        paths = [f"{name}/{module}{'__init__' if module.endswith('/') else ''}.py" for module in ordered]
+        positions = [README.rindex(f"]({path})") for path in paths]
+        assert positions == sorted(positions)

@@ -27,7 +27,7 @@ class Question(NamedTuple):
     kept: tuple[Any, ...] = ()  # shapes of residuals, written by the forward pass and read by the backward pass
 
     @property
-    def least(self) -> int:
+    def lower_bound(self) -> int:
         """Lower bound of the bytes: each argument read, each result written, each kept array written and read, once."""
         results = jax.tree.leaves(jax.eval_shape(self.contenders["jpool"], *self.shapes))
         return sum(map(size_of, (*self.shapes, *results))) + 2 * sum(map(size_of, self.kept))
@@ -80,7 +80,7 @@ def questions() -> Iterator[Question]:
     )
     for name in ("VGG 2x2/2", "ResNet 3x3/2 pad 1", "Inception 3x3/1 pad 1", "SPPF 5x5/1 pad 2"):
         pool = POOLS[name]
-        yield Question(f"{name}, forward alone", jax_pools(pool, "last"), (shaped(pool.x),))
+        yield Question(f"{name}, forward only", jax_pools(pool, "last"), (shaped(pool.x),))
     resnet: dict[str, Any] = {"window_shape": (3, 3), "strides": 2, "padding": 1}
     yield Question(
         "max_pool_with_argmax, forward",

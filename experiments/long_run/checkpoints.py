@@ -47,7 +47,7 @@ class Checkpoints:
             raise CheckpointError(f"{directory} cannot be a directory of checkpoints: {error.strerror}") from error
         if others:
             raise CheckpointError(
-                f"{directory} holds {others[0]!r}, which is no checkpoint; give a directory of its own"
+                f"{directory} holds {others[0]!r}, which is not a checkpoint; give a directory for checkpoints only"
             )
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Checkpoints:
         self.last: int | None = self.manager.latest_step()
         if self.last is not None and not resume:
             raise CheckpointError(
-                f"{directory} holds a checkpoint of step {self.last}; give --resume to go on from it, or another DIR"
+                f"{directory} holds a checkpoint of step {self.last}; give --resume to continue from it, or another DIR"
             )
 
     @property
@@ -115,7 +115,7 @@ class Checkpoints:
             reason = f"{type(error).__name__}: {cluster.first_line(error)}"
             raise CheckpointError(
                 f"{name} cannot be read: it is truncated or was not written by this program ({reason}); move it "
-                "away, and --resume goes on from the one before"
+                "away, and --resume continues from the one before"
             ) from error
 
 

@@ -63,7 +63,7 @@ def join_processes(processes: int, coordinator: str, process_id: int) -> None:
         except OSError as error:
             if time.monotonic() > until:
                 raise ClusterError(
-                    f"nobody listens at {coordinator} after {TIMEOUT} s ({error}); is process 0 there?"
+                    f"no process answers at {coordinator} after {TIMEOUT} s ({error}); is process 0 running?"
                 ) from error
             time.sleep(0.2)
     try:

@@ -54,13 +54,13 @@ class Interrupt:
 
     def __init__(self) -> None:
         """No signal has arrived yet."""
-        self.asked = 0  # the number of the signal, 0 if none has arrived
+        self.received = 0  # the number of the signal, 0 if none has arrived
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Installs the handlers, except for signals that are ignored."""
         handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self._ask) for number in handled}
+        self.before = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -68,8 +68,8 @@ class Interrupt:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
         self.__exit__(None, None, None)
 
 

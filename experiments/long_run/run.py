@@ -132,7 +132,7 @@ def follow(
             if not run.losses:
                 progress.epoch(run.reports)
                 save(run)
-            if cluster.any_process(interrupt.asked > 0):
+            if cluster.any_process(interrupt.received > 0):
                 save(run)
-                raise Stopped(f"stopped after step {run.state.step}, as asked", interrupt.asked)
+                raise Stopped(f"stopped by a signal after step {run.state.step}", interrupt.received)
     return run

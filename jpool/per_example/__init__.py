@@ -9,17 +9,3 @@ Read in this order; each module imports only modules above it:
     statistics        what the gradients of a batch have in common, and how they differ
     training          one training step
 """
-
-from jpool.per_example.gradients import mean_over_examples, per_example_value_and_grad
-from jpool.per_example.statistics import GradientStatistics, gradient_statistics
-from jpool.per_example.training import Metrics, TrainState, make_train_step
-
-__all__ = [
-    "GradientStatistics",
-    "Metrics",
-    "TrainState",
-    "gradient_statistics",
-    "make_train_step",
-    "mean_over_examples",
-    "per_example_value_and_grad",
-]

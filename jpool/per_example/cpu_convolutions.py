@@ -16,38 +16,47 @@ from jpool.jax_extensions import Jaxpr, jaxpr_as_fun
 
 
 def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; where a program for a CPU contains a convolution, with channels last.
+    """The same function; in a program for a CPU, its convolutions have channels last.
 
-    A function that cannot be rewritten stays as it is: another version of JAX may have jaxprs unknown to this module.
+    It stays as it is if it has no convolution, or if JAX refuses the rewritten one: another version of JAX may have
+    jaxprs that are unknown here.
     """
 
     def of_arrays(*arguments: Any) -> Any:
         jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         leaves, structure = jax.tree.leaves(arguments), jax.tree.structure(shape)
-        as_it_is = jaxpr_as_fun(jaxpr)
         try:
-            results = lax.platform_dependent(*leaves, cpu=jaxpr_as_fun(_rewritten(jaxpr)), default=as_it_is)
-        except Exception:  # whatever the reason: to be slower is no error
-            results = as_it_is(*leaves)
-        return jax.tree.unflatten(structure, results)
+            fast, as_it_is = _rewritten(jaxpr), jaxpr_as_fun(jaxpr)
+            if fast is not jaxpr:
+                results = lax.platform_dependent(*leaves, cpu=jaxpr_as_fun(fast), default=as_it_is)
+                return jax.tree.unflatten(structure, results)
+        except Exception:  # of any kind: to be slower is not an error
+            return function(*arguments)
+        return jax.tree.unflatten(structure, as_it_is(*leaves))
 
     return of_arrays
 
 
 def _rewritten(part: Any) -> Any:
-    """A jaxpr with every convolution in it rewritten, or any other parameter of an equation as it is."""
+    """A jaxpr, or another parameter of an equation, with every convolution in it rewritten; itself if it has none."""
     if isinstance(part, Jaxpr):
-        return part.replace(eqns=[_rewritten_equation(equation) for equation in part.eqns])
+        equations = [_rewritten_equation(equation) for equation in part.eqns]
+        changed = any(new is not old for new, old in zip(equations, part.eqns, strict=True))
+        return part.replace(eqns=equations) if changed else part
     if isinstance(getattr(part, "jaxpr", None), Jaxpr):  # a closed jaxpr, which is another class in older versions
-        return part.replace(jaxpr=_rewritten(part.jaxpr))
+        jaxpr = _rewritten(part.jaxpr)
+        return part.replace(jaxpr=jaxpr) if jaxpr is not part.jaxpr else part
     if type(part) is tuple:
-        return tuple(map(_rewritten, part))
+        parts = tuple(map(_rewritten, part))
+        return parts if any(new is not old for new, old in zip(parts, part, strict=True)) else part
     return part
 
 
 def _rewritten_equation(equation: Any) -> Any:
     if equation.primitive is not lax.conv_general_dilated_p:
-        return equation.replace(params={name: _rewritten(value) for name, value in equation.params.items()})
+        params = {name: _rewritten(value) for name, value in equation.params.items()}
+        changed = any(params[name] is not value for name, value in equation.params.items())
+        return equation.replace(params=params) if changed else equation
     channels_last = jax.jit(partial(_convolve_channels_last, **equation.params))
     (call,) = jax.make_jaxpr(channels_last)(*(variable.aval for variable in equation.invars)).eqns
     return call.replace(invars=equation.invars, outvars=equation.outvars)

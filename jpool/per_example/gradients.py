@@ -43,7 +43,7 @@ def per_example_value_and_grad(
     Raises:
       TypeError: loss is not callable, or mesh is not a `jax.sharding.Mesh`.
       ValueError: axis_name is not an axis of mesh. From f: the batch is missing, its arrays do not share a first axis,
-        or the mesh does not divide it; or, without a mesh, the batch lies on several devices or a mesh of several is
+        or the mesh does not divide it; or, without a mesh, the batch is on several devices or a mesh of several is
         set as context: JAX's partitioner silently returns wrong gradients of convolutions there. (It cannot be detected
         if only a surrounding `jax.jit` specifies it, by in_shardings or out_shardings: give f the mesh there.)
 

@@ -15,9 +15,10 @@ from jpool.pooling.cpu.forward import ARRANGEMENT
 from jpool.pooling.cpu.loops import Arrays, by_runs, in_one_pass
 from jpool.pooling.cpu.runs import Run, reads_in_place
 from jpool.pooling.integers.geometry import Axis, Geometry, Step
-from jpool.pooling.plain.backward import count_tied, to_accumulator
+from jpool.pooling.plain.arrays import to_accumulator
+from jpool.pooling.plain.backward import count_tied
 from jpool.pooling.plain.forward import Winners
-from jpool.pooling.plain.phases import Phases, taps_by_shift
+from jpool.pooling.plain.phases import PhaseGroup, taps_by_shift
 from jpool.pooling.plain.steps import steps
 from jpool.pooling.plain.ties import RULES
 from jpool.pooling.plain.windows import pad_for_windows, read_tap
@@ -40,11 +41,11 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
     rule, axes = RULES[step.geometry.ties], step.geometry.axes
     blocks_win = step.block > 1 and not rule.masks
     taps = taps_by_shift(axes)
-    lows = [min(shift[i] for shift in taps) for i in range(len(axes))]
-    # The elements `m * stride + phase` read the windows from `m + low` on: as windows read elements, with stride 1.
+    first_shifts = [min(shift[i] for shift in taps) for i in range(len(axes))]
+    # The elements `m * stride + phase` read the windows from `m + first` on as windows read elements: with stride 1.
     readers = [
-        Axis(axis.output, max(shift[i] for shift in taps) - low + 1, 1, 1, -low, -(-axis.size // axis.stride))
-        for i, (axis, low) in enumerate(zip(axes, lows, strict=True))
+        Axis(axis.output, max(shift[i] for shift in taps) - first + 1, 1, 1, -first, -(-axis.size // axis.stride))
+        for i, (axis, first) in enumerate(zip(axes, first_shifts, strict=True))
     ]
     split = reads_in_place(readers)
     if not split:
@@ -53,19 +54,19 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         run_axes = [run.axis for run in chosen]
-        phases = Phases([_elements(axis, run_axis) for axis, run_axis in zip(axes, run_axes, strict=True)], {}, {})
-        inner = lax.broadcast(np.asarray(step.block if blocks_win else 0, winners.dtype), phases.shape)
-        routed = zeros = lax.broadcast(np.zeros((), ct.dtype), phases.shape)
-        for position in np.ndindex(*(axis.window for axis in run_axes)):
-            shift = tuple(p + run.first + low for p, run, low in zip(position, chosen, lows, strict=True))
+        group = PhaseGroup([_elements(axis, run_axis) for axis, run_axis in zip(axes, run_axes, strict=True)], {}, {})
+        inner = lax.broadcast(np.asarray(step.block if blocks_win else 0, winners.dtype), group.shape)
+        routed = zeros = lax.broadcast(np.zeros((), ct.dtype), group.shape)
+        for index in np.ndindex(*(axis.window for axis in run_axes)):
+            shift = tuple(i + run.first_tap + first for i, run, first in zip(index, chosen, first_shifts, strict=True))
             if shift in taps:
-                winner, sent = (phases.repeat(read_tap(run_axes, position, array)) for array in (winners, ct))
-                won = rule.won(step, winner, taps[shift], phases.table)
+                winner, cotangent = (group.repeat(read_tap(run_axes, index, array)) for array in (winners, ct))
+                won = rule.won(step, winner, taps[shift], group.by_phase)
                 if blocks_win:
-                    begin = phases.table(np.maximum(taps[shift], 0) * step.block_stride, winner.dtype)
+                    begin = group.by_phase(np.maximum(taps[shift], 0) * step.block_stride, winner.dtype)
                     inner = lax.select(won, lax.sub(winner, begin), inner)
-                routed = lax.add(lax.select(won, sent, zeros), routed)
-        inner, routed = phases.interleave(inner, 0), phases.interleave(routed, 0)
+                routed = lax.add(lax.select(won, cotangent, zeros), routed)
+        inner, routed = group.interleave(inner, 0), group.interleave(routed, 0)
         return in_one_pass(routed, inner, 0) if blocks_win else (routed, inner)
 
     whole_periods = by_runs(readers, compute, split=split)

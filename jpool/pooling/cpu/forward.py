@@ -10,9 +10,10 @@ from jax import lax
 from jpool.pooling.cpu.loops import Arrays, bits_dtype, bits_to_accumulator, by_runs, from_bits, in_one_pass, to_bits
 from jpool.pooling.cpu.runs import Run, selects_in_place
 from jpool.pooling.integers.geometry import Axis, Geometry, Step
+from jpool.pooling.plain.arrays import padding_value
 from jpool.pooling.plain.forward import Winners
 from jpool.pooling.plain.steps import Arrangement, steps
-from jpool.pooling.plain.ties import RULES, Candidate, low_value
+from jpool.pooling.plain.ties import RULES, Candidate
 from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
 ARRANGEMENT = Arrangement(axis_taps=8, reduces=False)
@@ -24,9 +25,9 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
     values, winners = to_bits(x, x.dtype), list[jax.Array]()
     for step in all_steps:
         inner = winners.pop() if winners and not masks else None
-        # The geometry whose taps the winners number, if they are final after this step.
-        numbered = step.geometry if masks else geometry if step is all_steps[-1] else None
-        values, step_winners = _select_step(geometry, step, values, inner, x.dtype, numbered)
+        # The pooling for which ties with padding are resolved: the step, or after the last step the whole pooling.
+        finished = step.geometry if masks else geometry if step is all_steps[-1] else None
+        values, step_winners = _select_step(geometry, step, values, inner, x.dtype, finished)
         winners.append(step_winners)
     return from_bits(values, x.dtype), tuple(winners)
 
@@ -40,10 +41,11 @@ def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
 
     for step in steps(geometry, ARRANGEMENT):
         axes = step.geometry.axes
-        array = values if in_place else pad_for_windows(axes, values, _low_bits(geometry, x.dtype))
+        array = values if in_place else pad_for_windows(axes, values, _padding_bits(geometry, x.dtype))
 
         def compute(chosen: Sequence[Run], step: Step = step, array: jax.Array = array) -> Arrays:
-            best = [bits_to_accumulator(read_tap(axes, tap, array), x.dtype) for _, axes, tap in _taps(step, chosen)]
+            taps = [read_tap(run_axes, index, array) for _, run_axes, index in _taps(step, chosen)]
+            best = [bits_to_accumulator(tap, x.dtype) for tap in taps]
             while len(best) > 1:
                 best = [reduce(larger, best[i : i + 2]) for i in range(0, len(best), 2)]
             return (to_bits(best[0], x.dtype),)
@@ -58,30 +60,30 @@ def _select_step(
     values: jax.Array,
     winners: jax.Array | None,
     dtype: np.dtype,
-    numbered: Geometry | None,
+    finished: Geometry | None,
 ) -> Candidate:
     """From elements, or blocks of them, to the windows that compare them; `values` are the bits of x's dtype."""
     rule, axes, in_place = RULES[geometry.ties], step.geometry.axes, selects_in_place(geometry, ARRANGEMENT)
-    low_bits = _low_bits(geometry, dtype)
+    padding_bits = _padding_bits(geometry, dtype)
     if not in_place:
-        values = pad_for_windows(axes, values, low_bits)
+        values = pad_for_windows(axes, values, padding_bits)
         winners = None if winners is None else pad_for_windows(axes, winners, 0)
 
     def candidates(chosen: Sequence[Run]) -> Iterator[Candidate]:
-        for number, run_axes, tap in _taps(step, chosen):
-            value = bits_to_accumulator(read_tap(run_axes, tap, values), dtype)
-            inner = None if winners is None else read_tap(run_axes, tap, winners)
-            yield value, rule.mark(geometry, step, number, value, inner)
+        for tap, run_axes, index in _taps(step, chosen):
+            value = bits_to_accumulator(read_tap(run_axes, index, values), dtype)
+            inner = None if winners is None else read_tap(run_axes, index, winners)
+            yield value, rule.mark(geometry, step, tap, value, inner)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         value, winner = reduce(partial(rule.combine, geometry), candidates(chosen))
-        if numbered is not None:
-            low = None if in_place else low_value(geometry, dtype).astype(value.dtype)
-            winner = rule.resolve(numbered, value, winner, low)
+        if finished is not None:
+            padding = None if in_place else padding_value(geometry, dtype).astype(value.dtype)
+            winner = rule.resolve_padding(finished, value, winner, padding)
         # Runs at an edge are small, and cheaper to compile into the loop that concatenates them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, axes, strict=True))
         value = to_bits(value, dtype)
-        return in_one_pass(value, winner, low_bits) if inside else (value, winner)
+        return in_one_pass(value, winner, padding_bits) if inside else (value, winner)
 
     values, winners = by_runs(axes, compute, split=in_place)
     return values, winners
@@ -89,11 +91,11 @@ def _select_step(
 
 def _taps(step: Step, chosen: Sequence[Run]) -> Iterator[tuple[int, list[Axis], tuple[int, ...]]]:
     """The taps of these windows, in row-major order: the number of each in the step, and where to read it."""
-    axes = [run.axis for run in chosen]
-    for tap in np.ndindex(*(axis.window for axis in axes)):
-        in_step = [number + run.first for number, run in zip(tap, chosen, strict=True)]
-        yield int(np.ravel_multi_index(in_step, [axis.window for axis in step.geometry.axes])), axes, tap
+    run_axes = [run.axis for run in chosen]
+    for index in np.ndindex(*(axis.window for axis in run_axes)):
+        in_step = [along + run.first_tap for along, run in zip(index, chosen, strict=True)]
+        yield int(np.ravel_multi_index(in_step, [axis.window for axis in step.geometry.axes])), run_axes, index
 
 
-def _low_bits(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
-    return low_value(geometry, dtype).view(bits_dtype(dtype))
+def _padding_bits(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
+    return padding_value(geometry, dtype).view(bits_dtype(dtype))

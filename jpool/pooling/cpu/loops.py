@@ -41,7 +41,7 @@ def in_one_pass(values: jax.Array, winners: jax.Array, fill: np.ndarray | int) -
     Args:
       values: any array.
       winners: unsigned integers, same shape.
-      fill: the value wherever winners are the largest number of their dtype.
+      fill: what values must hold where winners are the largest number of their dtype: there the reduction returns it.
     """
 
     def smaller(a: Arrays, b: Arrays) -> Arrays:

@@ -1,4 +1,4 @@
-"""Which windows are computed together. Integers only.
+"""Which windows are computed together. Integers, no arrays.
 
 A window that overhangs an edge is computed as a smaller window, without reading padding. So the windows along an axis
 are divided into runs: neighbours that read with the same taps. Most windows are in one run, the interior. Every run
@@ -20,13 +20,13 @@ MAX_EDGES = 3  # windows along one axis that may overhang, each a run of its own
 
 
 class Run(NamedTuple):
-    """Windows along one axis that read with the same taps: an `Axis` of their own, and the number of its first tap.
+    """Windows along one axis that read with the same taps, as an `Axis`; its tap 0 is tap `first_tap` of the window.
 
     The axis has no padding: its `low` is minus the number of elements before the first tap of the first window.
     """
 
     axis: Axis
-    first: int
+    first_tap: int
 
 
 def runs(axis: Axis) -> list[Run]:
@@ -38,13 +38,13 @@ def runs(axis: Axis) -> list[Run]:
     return [_run(axis, start, stop) for start, stop in pairwise(cuts) if start < stop] or [Run(axis, 0)]
 
 
-def reads_in_place(axes: Sequence[Axis], *, last: int = 0) -> bool:
-    """Whether arrays are read in place, because few windows overhang: at most `last` along the last axis.
+def reads_in_place(axes: Sequence[Axis], *, last_axis_edges: int = 0) -> bool:
+    """Whether arrays are read in place, because few windows overhang: at most `last_axis_edges` along the last axis.
 
     Along that axis the runs are concatenated in the innermost loop, which must stay a small part of the work.
     """
     edges = [0 if axis.is_identity else _overhanging(axis) for axis in axes]
-    return max(edges) <= MAX_EDGES and edges[-1] <= last
+    return max(edges) <= MAX_EDGES and edges[-1] <= last_axis_edges
 
 
 def selects_in_place(geometry: Geometry, arrangement: Arrangement) -> bool:
@@ -57,7 +57,7 @@ def selects_in_place(geometry: Geometry, arrangement: Arrangement) -> bool:
     return (
         len(steps(geometry, arrangement)) == 1
         and shrinks
-        and reads_in_place(geometry.axes, last=MAX_EDGES)
+        and reads_in_place(geometry.axes, last_axis_edges=MAX_EDGES)
         and all(run.axis.window for axis in geometry.axes for run in runs(axis))
     )
 

@@ -11,11 +11,11 @@ from jax import lax
 
 from jpool.checks import check_flag
 from jpool.pooling.derivative.vjp import pool, pool_with_argmax
-from jpool.pooling.functions.arrays import flat_indices, real_array
+from jpool.pooling.functions.inputs import flat_indices, real_array
+from jpool.pooling.functions.parts import Pass, passes
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.geometry import Axis, Geometry
-from jpool.pooling.integers.parts import Pass, passes
-from jpool.pooling.plain.backward import to_accumulator
+from jpool.pooling.plain.arrays import to_accumulator
 
 
 def adaptive_max_pool(
@@ -131,7 +131,7 @@ def global_max_pool(
     if rank < 1:
         raise ValueError(
             f"global_max_pool: x must have at least one spatial axis beside its channels; got shape {x.shape} and "
-            f"channel_axis={channel_axis}. If it has no channels, say channel_axis=None."
+            f"channel_axis={channel_axis}. If it has no channels, use channel_axis=None."
         )
     x, outputs = _resolve("global_max_pool", x, (1,) * rank, channel_axis, forward_mode)
     values = _pool(outputs, x, bool(forward_mode))

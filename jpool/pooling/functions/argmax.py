@@ -9,7 +9,7 @@ from jax import lax
 
 from jpool.checks import check_word, positive_int
 from jpool.pooling.derivative.vjp import pool_with_argmax
-from jpool.pooling.functions.arrays import flat_indices, index_array, resolve_pooling
+from jpool.pooling.functions.inputs import flat_indices, index_array, resolve_pooling
 from jpool.pooling.integers import arguments
 from jpool.pooling.plain.ties import RULES
 

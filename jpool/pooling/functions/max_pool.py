@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jpool.pooling.derivative.vjp import pool
-from jpool.pooling.functions.arrays import resolve_pooling
+from jpool.pooling.functions.inputs import resolve_pooling
 
 
 def max_pool(
@@ -75,7 +75,7 @@ def max_pool(
 
     Returns:
       The maxima, with the dtype and layout of x. A spatial axis of size n has
-      `(n + low + high - (window - 1) * dilation - 1) // stride + 1` windows, rounded as `ceil_mode` says.
+      `(n + low + high - (window - 1) * dilation - 1) // stride + 1` windows, rounded up with `ceil_mode`, else down.
 
     Raises:
       TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).

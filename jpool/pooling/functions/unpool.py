@@ -20,12 +20,12 @@ import numpy as np
 from jax import lax
 
 from jpool.jax_extensions import is_traced
-from jpool.pooling.derivative.linear import Pair, apply
 from jpool.pooling.derivative.primitives import route
-from jpool.pooling.functions.arrays import channels_back, channels_last, flat_indices, index_array, real_array
+from jpool.pooling.functions.inputs import channels_back, channels_last, flat_indices, index_array, real_array
+from jpool.pooling.functions.linear import Pair, apply
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.geometry import Geometry, resolve
-from jpool.pooling.plain.backward import to_accumulator
+from jpool.pooling.plain.arrays import to_accumulator
 from jpool.pooling.plain.ties import RULES
 
 Residuals = tuple[jax.Array, ...]

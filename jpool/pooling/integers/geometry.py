@@ -94,7 +94,7 @@ class Step(NamedTuple):
     geometry: Geometry
     block_stride: int
     block: int
-    reduced: tuple[int, ...] = ()  # the axes, if this step is a reduction along them
+    reduced_axes: tuple[int, ...] = ()  # the axes, if this step is a reduction along them
 
     @property
     def taps(self) -> int:
@@ -169,13 +169,3 @@ def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode
                 output -= 1
     # A single window may have any stride. With its extent as the stride, windows share no element.
     return Axis(size, window, stride if output > 1 else span, dilation, low, output), padded
-
-
-def largest_prime(number: int) -> int:
-    """The largest prime factor of a number >= 1; 1 of 1."""
-    largest, factor = 1, 2
-    while factor * factor <= number:
-        while number % factor == 0:
-            largest, number = factor, number // factor
-        factor += 1
-    return max(largest, number)

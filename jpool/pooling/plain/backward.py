@@ -1,36 +1,41 @@
 """The backward pass: `route` sends every cotangent to the winner of its window. `gather` is its transpose.
 
-    route  :: (geometry; winners, ct) -> cotangent of the example
+    route  :: (geometry; winners, ct) -> cotangent of the example        static; arrays
     gather :: (geometry; winners, t)  -> tangent of the values
 
 A cotangent (`ct`) is the gradient of the loss with respect to one value. Usually "every window adds its cotangent to
-its winner", which writes where the data say: a scatter. Here every element reads the windows that cover it, which is
-known from the geometry. Along an axis of stride s, the element at `m * s + phase` is covered by the windows `m + shift`
-for a few shifts, and which tap it is depends on shift and phase alone. Elements a to e, window 3, stride 2:
+its winner", which writes to addresses that depend on the data: a scatter. Here every element reads the windows that
+cover it, which depend on the geometry only. Along an axis of stride s, the element at `m * s + phase` is covered by the
+windows `m + shift` for a few shifts, and which of their taps it is depends on shift and phase (without padding and
+dilation it is tap `phase - shift * s`). Elements a to e, window 3, stride 2:
 
-    element               a     b     c     d     e
-    m, phase              0, 0  0, 1  1, 0  1, 1  2, 0
-    shift 0:  window m,   tap   0     1     0     1     (there is no window 2)
-    shift -1: window m-1, tap               2           2
+    element                        a   b   c   d   e
+    m                              0   0   1   1   2
+    phase                          0   1   0   1   0
+    its tap in window m            0   1   0   1   -        shift 0
+    its tap in window m - 1        -   -   2   -   2        shift -1
 
-So for each shift: keep the cotangents of the windows whose winner is that tap, zero elsewhere; move them by the shift;
-add up. Windows that share no element have only shift 0.
+So for each shift: keep the cotangents of the windows whose winner is the tap in this table, zero elsewhere; move them
+so that row m has those of window `m + shift`; add up. All phases together are one array axis, which is then merged with
+the axis of m. Windows that do not overlap usually have one shift, and nothing to move.
+
+Several steps are walked backwards, each finding the winners inside the blocks that it compared.
 """
 
 from collections.abc import Callable, Iterator
 from functools import reduce
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jpool.pooling.integers.geometry import Geometry, Step
+from jpool.pooling.plain.arrays import filled, to_accumulator
 from jpool.pooling.plain.forward import Winners
-from jpool.pooling.plain.phases import Phases, phases_of
+from jpool.pooling.plain.phases import PhaseGroup, phase_groups
 from jpool.pooling.plain.steps import GPU, Arrangement, steps
-from jpool.pooling.plain.ties import RULES, filled
-from jpool.pooling.plain.windows import gather_step
+from jpool.pooling.plain.ties import RULES
+from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
 
 def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
@@ -41,21 +46,19 @@ def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arra
 
     Args:
       geometry: the pooling.
-      winners: from `select`.
+      winners: from `select`, with the same arrangement.
       ct: cotangents of the values, shape `geometry.values_shape`.
-      arrangement: how large windows were divided into steps.
+      arrangement: what differs between platforms: the steps, and which phases are computed together.
 
     Returns:
       The cotangent of the example, shape `geometry.example_shape`, dtype of ct.
     """
-    routed = to_accumulator(ct)
+    sums = to_accumulator(ct)
     if RULES[geometry.ties].masks:
-        routed = lax.div(routed, count_tied(geometry, winners, routed.dtype, arrangement))
+        sums = lax.div(sums, count_tied(geometry, winners, sums.dtype, arrangement))
     for step, step_winners in winners_by_step(geometry, winners, arrangement):
-        routed = _to_elements(
-            step, (step_winners, routed), lambda phases, taps, winner, ct: ct, 0, lax.add, arrangement
-        )
-    return lax.convert_element_type(routed, ct.dtype)
+        sums = _windows_to_elements(step, arrangement, _cotangent, step_winners, sums, combine=lax.add, init_value=0)
+    return lax.convert_element_type(sums, ct.dtype)
 
 
 def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
@@ -64,9 +67,9 @@ def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arra
     If ties are split, the mean of the tied elements.
     """
     masks = RULES[geometry.ties].masks
-    read = to_accumulator(t) if masks else t
+    read = to_accumulator(t) if masks else t  # only a mean adds
     for step, step_winners in reversed(list(winners_by_step(geometry, winners, arrangement))):
-        read = gather_step(step, step_winners, read)
+        read = _gather_step(step, step_winners, read)
     if masks:
         read = lax.div(read, count_tied(geometry, winners, read.dtype, arrangement))
     return lax.convert_element_type(read, t.dtype)
@@ -80,50 +83,72 @@ def winners_by_step(geometry: Geometry, winners: Winners, arrangement: Arrangeme
             yield step, winners[i]
             continue
         yield step, step_winners
-        if i:  # the winners within the blocks that it compared; all windows that a block won agree on them
-            step_winners = _to_elements(step, (step_winners,), _number_in_block, step.block, lax.min, arrangement)
+        if i:  # The winner inside each block is the same for every window that the block won, so any of them gives it;
+            # `step.block` is no tap of a block.
+            step_winners = _windows_to_elements(
+                step, arrangement, _winner_in_block, step_winners, combine=lax.min, init_value=step.block
+            )
 
 
 def count_tied(geometry: Geometry, masks: Winners, dtype: np.dtype, arrangement: Arrangement) -> jax.Array:
     """How many elements of each window are tied; 1 for an all-padding window, to divide by."""
-    (_, first), *others = zip(steps(geometry, arrangement), masks, strict=True)
-    count = lax.convert_element_type(lax.population_count(first), dtype)
-    for step, mask in others:
-        count = gather_step(step, mask, count)
+    first_mask, *later = masks
+    count = lax.convert_element_type(lax.population_count(first_mask), dtype)
+    for step, mask in zip(steps(geometry, arrangement)[1:], later, strict=True):
+        count = _gather_step(step, mask, count)
     return lax.max(count, filled(count, 1))
 
 
-def to_accumulator(array: jax.Array) -> jax.Array:
-    """Floats of less than 32 bits as float32, so that a sum is rounded once; integers wrap around as they are."""
-    narrow = array.dtype.itemsize < 4 and jnp.issubdtype(array.dtype, jnp.floating)
-    return lax.convert_element_type(array, jnp.float32) if narrow else array
-
-
-def _to_elements(
+def _windows_to_elements(
     step: Step,
-    arrays: tuple[jax.Array, ...],
-    sent: Callable[..., jax.Array],
-    init_value: int,
-    combine: Callable[[jax.Array, jax.Array], jax.Array],
     arrangement: Arrangement,
+    contribution: Callable[..., jax.Array],
+    winners: jax.Array,
+    *arrays: jax.Array,
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    init_value: int,
 ) -> jax.Array:
-    """From the windows of a step to its elements or blocks: each combines what the windows that it won send to it.
+    """For each element or block of a step, combines the contributions of the windows that it won, else `init_value`.
 
-    `arrays` have an entry for each window, the winners first. `sent(phases, taps, *arrays)` is what the windows send to
-    these taps. An element that won no window has `init_value`.
+    `contribution(group, taps, winners, *arrays)` is what the windows contribute to these taps, which are numbered by
+    phase; `winners` and `arrays` have an entry for each window.
     """
     rule, parts = RULES[step.geometry.ties], []
-    for phases in phases_of(step, arrangement):
-        repeated = [phases.repeat(array) for array in arrays]
-        otherwise, shifted = filled(repeated[-1], init_value), []
-        for shift, taps in phases.taps.items():
-            won = rule.won(step, repeated[0], taps, phases.table)
-            kept = lax.select(won, sent(phases, taps, *repeated), otherwise)
-            shifted.append(phases.shift(kept, shift, init_value))
-        parts.append(phases.interleave(reduce(combine, shifted), init_value))
-    return reduce(combine, parts or [lax.full(step.geometry.example_shape, init_value, arrays[-1].dtype)])
+    for group in phase_groups(step, arrangement):
+        repeated = [group.repeat(array) for array in (winners, *arrays)]
+        otherwise = filled(repeated[-1], init_value)
+        aligned = []
+        for shift, taps in group.taps.items():
+            won = rule.won(step, repeated[0], taps, group.by_phase)
+            kept = lax.select(won, contribution(group, taps, *repeated), otherwise)
+            aligned.append(group.align(kept, shift, init_value))
+        parts.append(group.interleave(reduce(combine, aligned), init_value))
+    # There are no parts if no window covers an element.
+    return reduce(combine, parts or [lax.full(step.geometry.example_shape, init_value, (winners, *arrays)[-1].dtype)])
 
 
-def _number_in_block(phases: Phases, taps: np.ndarray, winners: jax.Array) -> jax.Array:
-    """The number of a winner within the block that is this tap of the step."""
-    return lax.sub(winners, phases.table(np.maximum(taps, 0) * phases.block_stride, winners.dtype))
+def _cotangent(group: PhaseGroup, taps: np.ndarray, winners: jax.Array, ct: jax.Array) -> jax.Array:
+    return ct
+
+
+def _winner_in_block(group: PhaseGroup, taps: np.ndarray, winners: jax.Array) -> jax.Array:
+    begin = np.maximum(taps, 0) * group.block_stride  # tap -1 is none, and wins nothing
+    return lax.sub(winners, group.by_phase(begin, winners.dtype))
+
+
+def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
+    """For each window of a step, reads the element or block that holds its winner; 0 where there is none."""
+    rule, axes = RULES[step.geometry.ties], step.geometry.axes
+    if step.reduced_axes:  # the stride is the window, so there is one shift, and the phases are the taps
+        (group,) = phase_groups(step, GPU)
+        (taps,) = group.taps.values()
+        won = rule.won(step, group.repeat(winners), taps, group.by_phase)
+        t = t.reshape(group.shape)
+        return lax.reduce(lax.select(won, t, filled(t, 0)), np.zeros((), t.dtype), lax.add, group.phase_dims)
+    padded = pad_for_windows(axes, t, 0)
+    read = zeros = lax.broadcast(np.zeros((), t.dtype), winners.shape)
+    for tap, index in enumerate(np.ndindex(*(axis.window for axis in axes))):
+        won = rule.won(step, winners, np.asarray(tap), lambda number, _: filled(winners, number))
+        element = read_tap(axes, index, padded)
+        read = lax.add(read, lax.select(won, element, zeros)) if rule.masks else lax.select(won, element, read)
+    return read

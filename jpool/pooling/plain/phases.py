@@ -1,8 +1,7 @@
-"""Where windows and elements meet: which taps cover an element, and arrays with an axis for the phases of a stride.
+"""Which taps cover an element, and arrays with an axis for the phases of a stride.
 
-Write the position of an element along an axis of stride s as `m * s + phase`. It is covered by the windows `m + shift`
-for a few shifts, and which of their taps it is depends on shift and phase alone. `taps_by_shift` computes that table,
-in integers. `Phases` holds the shapes of the arrays between windows and elements.
+See `backward` for the idea. `taps_by_shift` computes its table, in integers; padding makes some shifts positive.
+`PhaseGroup` is the shape of the arrays between windows and elements.
 """
 
 import math
@@ -14,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from jpool.pooling.integers.geometry import Axis, Step
+from jpool.pooling.plain.arrays import pad
 from jpool.pooling.plain.steps import Arrangement
 
 Index = tuple[int, ...]
@@ -27,26 +27,27 @@ def taps_by_shift(axes: Sequence[Axis]) -> dict[Index, np.ndarray]:
     """
     numbers = np.arange(math.prod(axis.window for axis in axes)).reshape([axis.window for axis in axes])
     offsets = [np.arange(axis.window) * axis.dilation - axis.low for axis in axes]
-    shifts = [-(offset // axis.stride) for offset, axis in zip(offsets, axes, strict=True)]
+    axis_shifts = [-(offset // axis.stride) for offset, axis in zip(offsets, axes, strict=True)]
     tables: dict[Index, np.ndarray] = {}
-    for shift in product(*(dict.fromkeys(along.tolist()) for along in shifts)):
-        taps = [np.flatnonzero(along == by) for along, by in zip(shifts, shift, strict=True)]
-        phases = [offset[own] % axis.stride for offset, own, axis in zip(offsets, taps, axes, strict=True)]
+    for shift in product(*(dict.fromkeys(shifts.tolist()) for shifts in axis_shifts)):
+        taps = [np.flatnonzero(shifts == one) for shifts, one in zip(axis_shifts, shift, strict=True)]
+        phases = [offset[tap] % axis.stride for offset, tap, axis in zip(offsets, taps, axes, strict=True)]
         tables[shift] = np.full([axis.stride for axis in axes], -1)
         tables[shift][np.ix_(*phases)] = numbers[np.ix_(*taps)]
     return tables
 
 
-class Phases:
-    """Arrays of windows with one more axis for the phases of each strided axis: (windows, phases, windows, phases).
+class PhaseGroup:
+    """The shape of arrays by window and phase, (windows, phases, windows, phases), and the way from them to elements.
 
-    Axes in `separate` have no such axis. There the arrays are for the one phase that `separate` maps the axis to.
+    Each strided axis has one more axis for its phases, unless it is in `separate`: then the arrays are for the one
+    phase that `separate` maps it to.
     """
 
     def __init__(
         self, axes: Sequence[Axis], taps: dict[Index, np.ndarray], separate: dict[int, int], block_stride: int = 1
     ) -> None:
-        """Keeps the tables of those shifts that have a tap in these phases."""
+        """`taps` are from `taps_by_shift`; those of shifts without a tap in these phases are dropped."""
         self.axes, self.separate, self.block_stride = axes, separate, block_stride
         self.window_dims: list[int] = []  # the dimension of the windows of each axis
         self.phase_dims: list[int] = []  # the dimensions of the phases
@@ -71,22 +72,22 @@ class Phases:
         """An array of the windows, the same for every phase."""
         return lax.broadcast_in_dim(array, self.shape, self.window_dims) if self.phase_dims else array
 
-    def table(self, numbers: np.ndarray, dtype: np.dtype) -> jax.Array:
-        """Numbers by phase, the same for every window."""
+    def by_phase(self, numbers: np.ndarray, dtype: np.dtype) -> jax.Array:
+        """A number for each phase, the same for every window."""
         flat = numbers.ravel()
         if (flat == flat[0]).all():
             return lax.broadcast(flat[0].astype(dtype), self.shape)
-        by_phase = numbers.reshape([self.shape[i] for i in self.phase_dims]).astype(dtype)
+        table = numbers.reshape([self.shape[i] for i in self.phase_dims]).astype(dtype)
         distance = flat[1] - flat[0]
         if flat.size > LARGE_TABLE and (np.diff(flat) == distance).all():
             computed = lax.iota(dtype, flat.size) * distance.astype(dtype) + flat[0].astype(dtype)
-            by_phase = computed.reshape(by_phase.shape)
-        return lax.broadcast_in_dim(by_phase, self.shape, self.phase_dims)
+            table = computed.reshape(table.shape)
+        return lax.broadcast_in_dim(table, self.shape, self.phase_dims)
 
-    def shift(self, array: jax.Array, by: Index, fill: int) -> jax.Array:
-        """From an entry for each window to an entry for each m: that of window `m + by`, or `fill` if there is none."""
+    def align(self, array: jax.Array, shift: Index, fill: int) -> jax.Array:
+        """From an entry for each window to one for each m: that of window `m + shift`, or `fill` if there is none."""
         config = [(0, 0, 0)] * array.ndim
-        for dim, axis, periods, offset in zip(self.window_dims, self.axes, self.periods, by, strict=True):
+        for dim, axis, periods, offset in zip(self.window_dims, self.axes, self.periods, shift, strict=True):
             if not axis.is_identity:
                 config[dim] = (-offset, periods + offset - axis.output, 0)
         return pad(array, config, fill)
@@ -107,27 +108,24 @@ class Phases:
         return pad(array, config, fill)
 
 
-def phases_of(step: Step, arrangement: Arrangement) -> Iterator[Phases]:
-    """All phases of a step together; or, along axes where the platform is faster so, one after the other."""
+def phase_groups(step: Step, arrangement: Arrangement) -> Iterator[PhaseGroup]:
+    """All phases of a step together, except along axes where one after the other is better.
+
+    These are the strided axes after the first `arrangement.joint_phase_axes`, and those with phases that no tap covers:
+    such phases are not computed.
+    """
     axes = step.geometry.axes
     taps = taps_by_shift(axes)
     strided = [i for i, axis in enumerate(axes) if axis.stride > 1 and axis.output > 1]
-    separate = [] if arrangement.spread_axes is None else strided[arrangement.spread_axes :]
+    separate = [] if arrangement.joint_phase_axes is None else strided[arrangement.joint_phase_axes :]
     separate = sorted({*separate, *(i for i in strided if len(phases_with_taps(axes[i])) < axes[i].stride)})
     for phase in product(*(phases_with_taps(axes[i]) for i in separate)):
-        phases = Phases(axes, taps, dict(zip(separate, phase, strict=True)), step.block_stride)
-        if phases.taps:
-            yield phases
+        group = PhaseGroup(axes, taps, dict(zip(separate, phase, strict=True)), step.block_stride)
+        if group.taps:
+            yield group
 
 
 def phases_with_taps(axis: Axis) -> list[int]:
     """The phases of an axis in which an element is covered by a window."""
     phases = {(j * axis.dilation - axis.low) % axis.stride for j in range(min(axis.window, axis.stride))}
     return sorted(phase for phase in phases if phase < axis.size)
-
-
-def pad(array: jax.Array, config: list[tuple[int, int, int]], value: int | np.ndarray) -> jax.Array:
-    """`lax.pad`, except that an array without padding is returned as it is."""
-    if all(entry == (0, 0, 0) for entry in config):
-        return array
-    return lax.pad(array, np.asarray(value, array.dtype), config)

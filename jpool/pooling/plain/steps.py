@@ -1,4 +1,4 @@
-"""How a window is divided into steps that compile fast and run fast. Integers only.
+"""How a window is divided into steps that compile fast and run fast. Integers, no arrays.
 
 A small window is one step: all its taps are compared at once. A large window is pooled axis by axis, the last axis
 first: the maximum of each row, then the first row that holds the overall maximum. This is row-major order with the
@@ -17,11 +17,11 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jpool.pooling.integers.geometry import Axis, Geometry, Step, identity, largest_prime
-from jpool.pooling.plain.ties import MASK_BITS, RULES
+from jpool.pooling.integers.geometry import Axis, Geometry, Step, identity
+from jpool.pooling.plain.ties import MASK_BITS, RULES, largest_prime
 
 BLOCKS = 4  # blocks that a step along a long axis compares
-MASK_TAPS = 8  # taps of a step along one axis if winners are masks: they are saved, so every platform has the same
+MASK_TAPS = 8  # taps of a step along one axis if winners are masks: these are saved, so all platforms have equal steps
 
 Blocks = tuple[int, int, int]  # count, block_stride, length of each
 
@@ -29,10 +29,10 @@ Blocks = tuple[int, int, int]  # count, block_stride, length of each
 class Arrangement(NamedTuple):
     """What differs between platforms. The defaults are those of GPUs."""
 
-    direct_taps: int = 9  # windows of up to this many taps are one step
+    direct_taps: int = 9  # windows of up to this many taps are one step; the same everywhere, because of masks
     axis_taps: int = 16  # steps along one axis compare up to this many taps
     reduces: bool = True  # whether axes that one window covers completely are one step, a reduction
-    spread_axes: int | None = None  # how many strided axes of the gradient are written by broadcasting; None for all
+    joint_phase_axes: int | None = None  # strided axes whose phases are computed together; None for all
 
 
 GPU = Arrangement()
@@ -46,12 +46,14 @@ def steps(geometry: Geometry, arrangement: Arrangement) -> tuple[Step, ...]:
 
 
 def _axis_by_axis(geometry: Geometry, arrangement: Arrangement) -> Iterator[Step]:
+    """Pools the last of the remaining axes, until none remains; `taps` are those of the axes pooled before."""
     shape = list(geometry.example_shape)
     axes, taps = list(geometry.axes), 1
     while axes:
         covered = _covered_axes(axes) if arrangement.reduces and RULES[geometry.ties].one_winner else []
         if math.prod(axes[i].window for i in covered) > arrangement.direct_taps:
             first = covered[0]
+            # With the window as stride, the phases of `backward` are the taps.
             one_window = [axis if axis.is_identity else axis._replace(stride=axis.window) for axis in axes[first:]]
             step_axes = (*map(identity, shape[:first]), *one_window, *map(identity, shape[len(axes) :]))
             yield Step(geometry._replace(axes=step_axes), taps, taps, tuple(covered))
@@ -87,7 +89,8 @@ def _along(axis: Axis, masks: bool, arrangement: Arrangement) -> Iterator[tuple[
     share_no_element = axis.output == 1 or axis.stride >= axis.window * axis.dilation
     disjoint = masks or (share_no_element and largest_prime(axis.window) <= most)
     blocks = _disjoint_blocks(axis.window, most) if disjoint else _overlapping_blocks(axis.window, most)
-    # A step pools only the blocks that the next step reads: not one for every element, but one every `spacing`.
+    # A step pools only the blocks that the next step reads: one every `spacing` elements of the axis, 0 if there is
+    # one.
     spacings = [axis.stride if axis.output > 1 or len(blocks) == 1 else 0]
     for _, block_stride, _ in reversed(blocks[1:]):
         spacings.insert(0, math.gcd(spacings[0], block_stride * axis.dilation))

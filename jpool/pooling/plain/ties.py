@@ -1,7 +1,7 @@
 """The rules for ties, as objects: which element of a window receives the cotangent if several are the maximum.
 
-A rule says how a tap is marked in the winners, how two candidates combine, who wins among padding, and which windows a
-tap has won. Nothing else depends on the rule, so a new rule is one class and one line in RULES.
+A rule says how a tap is marked in the winners, how two candidates combine, which element wins if padding ties with it,
+and which windows a tap has won. Nothing else depends on the rule, so a new rule is one class and one entry in RULES.
 
 "first", "last" and "none" save the number of the winning tap: 0 .. taps - 1 in row-major order, and `taps` for no
 winner. "split" may have several winners, and saves a mask with one bit per tap.
@@ -17,12 +17,13 @@ import numpy as np
 from jax import lax
 
 from jpool.checks import check_word
-from jpool.pooling.integers.geometry import Geometry, Step, largest_prime
+from jpool.pooling.integers.geometry import Geometry, Step
+from jpool.pooling.plain.arrays import filled, spread_along
 
 MASK_BITS = 31  # taps that one mask can mark; its integers have at most 32 bits
 
 Candidate = tuple[jax.Array, jax.Array]  # values and winners
-Table = Callable[[np.ndarray, np.dtype], jax.Array]  # writes numbers, one for each tap in question, as an array
+ByTap = Callable[[np.ndarray, np.dtype], jax.Array]  # numbers, one for each of the taps compared, as an array
 
 
 class First:
@@ -53,14 +54,17 @@ class First:
         stays = self.stays(geometry, best[0], later[0])
         return lax.select(stays, best[0], later[0]), lax.select(stays, best[1], later[1])
 
-    def resolve(self, geometry: Geometry, values: jax.Array, winners: jax.Array, low: np.ndarray | None) -> jax.Array:
-        """The winners after all taps were compared, with ties between elements and padding of value `low` resolved.
+    def resolve_padding(
+        self, geometry: Geometry, values: jax.Array, winners: jax.Array, padding: np.ndarray | None
+    ) -> jax.Array:
+        """The final winners. Where the value is that of padding, padding may have tied with an element and won.
 
-        A window with the value `low` holds nothing else, so the geometry alone decides which of its elements wins.
+        Such a window holds no other value, so the geometry alone decides which element wins. `padding` is None if none
+        was read.
         """
-        if low is None or not any(axis.overhangs for axis in geometry.axes):
+        if padding is None or not any(axis.overhangs for axis in geometry.axes):
             return winners
-        return lax.select(lax.eq(values, filled(values, low)), self.of_equal_elements(geometry, winners), winners)
+        return lax.select(lax.eq(values, filled(values, padding)), self.of_equal_elements(geometry, winners), winners)
 
     def of_equal_elements(self, geometry: Geometry, like: jax.Array) -> jax.Array:
         """The winner of each window if all its elements are equal: along each axis the first, or the last, or none."""
@@ -68,11 +72,11 @@ class First:
         for i, axis in enumerate(geometry.axes):
             first, last = axis.real_taps()
             wins = self.has_winner(first, last)
-            tap = np.where(wins, last if self.last_wins else first, 0) * _taps_per_step_along(geometry, i)
+            tap = np.where(wins, last if self.last_wins else first, 0) * _tap_stride(geometry, i)
             if tap.any():
-                number = lax.add(number, along(i, tap, like))
+                number = lax.add(number, spread_along(i, tap, like))
             if not wins.all():
-                here = along(i, wins, like)
+                here = spread_along(i, wins, like)
                 exists = here if exists is None else lax.bitwise_and(exists, here)
         return number if exists is None else lax.select(exists, number, filled(like, geometry.taps))
 
@@ -80,14 +84,14 @@ class First:
         """Whether equal elements at the taps `first` to `last` have a winner among them."""
         return first <= last
 
-    def won(self, step: Step, winners: jax.Array, taps: np.ndarray, table: Table) -> jax.Array:
+    def won(self, step: Step, winners: jax.Array, taps: np.ndarray, by_tap: ByTap) -> jax.Array:
         """Whether the winner is in the block of a tap: of two that overlap, in the earlier. Tap -1 wins nothing."""
-        if step.block == step.block_stride == 1:
-            return lax.eq(winners, table(taps, winners.dtype))
-        begin = np.where(taps > 0, (taps - 1) * step.block_stride + step.block, 0)
+        if step.block == step.block_stride == 1:  # -1 is then the largest of the dtype, which is no winner
+            return lax.eq(winners, by_tap(taps, winners.dtype))
+        begin = np.where(taps > 0, (taps - 1) * step.block_stride + step.block, 0)  # where the block before ends
         count = np.where(taps > 0, step.block_stride, np.where(taps == 0, step.block, 0))
         # Unsigned: a winner before `begin` wraps around to a large number.
-        return lax.lt(lax.sub(winners, table(begin, winners.dtype)), table(count, winners.dtype))
+        return lax.lt(lax.sub(winners, by_tap(begin, winners.dtype)), by_tap(count, winners.dtype))
 
 
 class Last(First):
@@ -106,7 +110,7 @@ class NoWinner(First):
     one_winner = False
 
     def winners_dtype(self, geometry: Geometry) -> np.dtype:
-        """One number more: "no winner" must not be the largest of the dtype (see `cpu.loops.in_one_pass`)."""
+        """One number more: in `cpu.loops.in_one_pass`, "no winner" must not be the largest number of the dtype."""
         return np.min_scalar_type(geometry.taps + 1)
 
     def mark(self, geometry: Geometry, step: Step, tap: int, like: jax.Array, inner: jax.Array | None) -> jax.Array:
@@ -123,11 +127,13 @@ class NoWinner(First):
         tie = lax.bitwise_and(lax.eq(later[0], best[0]), lax.ne(later[1], best[1]))
         return value, lax.select(tie, filled(winner, geometry.taps), winner)
 
-    def resolve(self, geometry: Geometry, values: jax.Array, winners: jax.Array, low: np.ndarray | None) -> jax.Array:
+    def resolve_padding(
+        self, geometry: Geometry, values: jax.Array, winners: jax.Array, padding: np.ndarray | None
+    ) -> jax.Array:
         """A NaN does not win either."""
         if jnp.issubdtype(values.dtype, jnp.floating):
             winners = lax.select(lax.eq(values, values), winners, filled(winners, geometry.taps))
-        return super().resolve(geometry, values, winners, low)
+        return super().resolve_padding(geometry, values, winners, padding)
 
     def has_winner(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """Only a single element wins."""
@@ -151,7 +157,7 @@ class Split(First):
                 )
 
     def winners_dtype(self, geometry: Geometry) -> np.dtype:
-        """A bit for each tap and one more: all taps marked is then not the largest of the dtype (see `NoWinner`)."""
+        """A bit for each tap and one more: all taps marked must not be the largest of the dtype (see `NoWinner`)."""
         return np.min_scalar_type(2**geometry.taps)
 
     def mark(self, geometry: Geometry, step: Step, tap: int, like: jax.Array, inner: jax.Array | None) -> jax.Array:
@@ -164,18 +170,18 @@ class Split(First):
         return value, lax.select(lax.eq(later[0], best[0]), lax.bitwise_or(best[1], later[1]), mask)
 
     def of_equal_elements(self, geometry: Geometry, like: jax.Array) -> jax.Array:
-        """The mask of a window is the product of the masks along its axes."""
+        """The mask of a window is the product of the masks along its axes: the positions of their bits add up."""
         mask = filled(like, 1)
         for i, axis in enumerate(geometry.axes):
             first, last = axis.real_taps()
             taps = np.arange(axis.window)
             real = (first[:, None] <= taps) & (taps <= last[:, None])
-            mask = lax.mul(mask, along(i, (real << taps * _taps_per_step_along(geometry, i)).sum(1), like))
+            mask = lax.mul(mask, spread_along(i, (real << (taps * _tap_stride(geometry, i))).sum(1), like))
         return mask
 
-    def won(self, step: Step, winners: jax.Array, taps: np.ndarray, table: Table) -> jax.Array:
+    def won(self, step: Step, winners: jax.Array, taps: np.ndarray, by_tap: ByTap) -> jax.Array:
         """Whether the bit of the tap is set."""
-        bits = table(np.where(taps >= 0, 1 << np.maximum(taps, 0), 0), winners.dtype)
+        bits = by_tap(np.where(taps >= 0, 1 << np.maximum(taps, 0), 0), winners.dtype)
         return lax.ne(lax.bitwise_and(winners, bits), filled(winners, 0))
 
 
@@ -188,36 +194,8 @@ def check_ties(function: str, ties: Any, window: tuple[int, ...]) -> None:
     RULES[ties].check_window(function, window)
 
 
-def low_value(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
-    """The value of padding, to which no element loses: -inf, or the lowest number of a dtype without it, or False.
-
-    For the minimum: inf, the highest number, True.
-    """
-    if dtype == np.bool_:
-        return np.array(geometry.minimum, dtype)
-    limits = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype)
-    limit = np.array(limits.max if geometry.minimum else limits.min, dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return limit
-    infinity = np.array(np.inf if geometry.minimum else -np.inf, dtype)
-    return infinity if np.isinf(infinity.astype(np.float32)) else limit
-
-
-def filled(like: jax.Array, number: np.ndarray | int) -> jax.Array:
-    """One number everywhere, with the shape and dtype of an array."""
-    return lax.broadcast(np.asarray(number, like.dtype), like.shape)
-
-
-def along(i: int, numbers: np.ndarray, like: jax.Array) -> jax.Array:
-    """Numbers or bools along axis i of an array, or one for the whole axis: its shape, and for numbers its dtype."""
-    dtype = bool if numbers.dtype == bool else like.dtype
-    if numbers.size == 1:
-        return lax.broadcast(numbers.astype(dtype).reshape(()), like.shape)
-    return lax.broadcast_in_dim(numbers.astype(dtype), like.shape, (i,))
-
-
-def _taps_per_step_along(geometry: Geometry, i: int) -> int:
-    """By how much the number of a tap grows with one step along axis i: row-major order."""
+def _tap_stride(geometry: Geometry, i: int) -> int:
+    """By how much the numbers of neighbouring taps along axis i differ: row-major order."""
     return math.prod(axis.window for axis in geometry.axes[i + 1 :])
 
 
@@ -225,3 +203,13 @@ def _or_nan(stays: jax.Array, best: jax.Array) -> jax.Array:
     if not jnp.issubdtype(best.dtype, jnp.floating):
         return stays
     return lax.bitwise_or(stays, lax.ne(best, best))  # nothing replaces a NaN
+
+
+def largest_prime(number: int) -> int:
+    """The largest prime factor of a number >= 1; 1 of 1."""
+    largest, factor = 1, 2
+    while factor * factor <= number:
+        while number % factor == 0:
+            largest, number = factor, number // factor
+        factor += 1
+    return max(largest, number)

@@ -1,0 +1,108 @@
+"""The array arguments: checked, as JAX arrays, and the flat indices of their elements."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jpool.checks import check_flag
+from jpool.jax_extensions import is_traced
+from jpool.pooling.integers import arguments
+from jpool.pooling.integers.geometry import Geometry, resolve
+from jpool.pooling.plain.ties import check_ties
+
+
+def resolve_pooling(
+    function: str,
+    x: Any,
+    window_shape: Any,
+    strides: Any,
+    padding: Any,
+    window_dilation: Any,
+    ceil_mode: Any,
+    channel_axis: Any,
+    ties: Any,
+    forward_mode: Any,
+    *,
+    minimum: bool = False,
+) -> tuple[Geometry, jax.Array]:
+    """All arguments of a pooling, checked: the geometry, and x as a JAX array."""
+    x = real_array(function, "x", x)
+    check_flag(function, "forward_mode", forward_mode)
+    check_ties(function, ties, arguments.window_sizes(function, window_shape))
+    geometry = resolve(function, x.shape, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis)
+    return geometry._replace(ties=ties, minimum=minimum), x
+
+
+def real_array(function: str, name: str, x: Any) -> jax.Array:
+    """The argument called `name` as a JAX array of real numbers, or an error that says why it is not one."""
+    if not isinstance(x, (jax.Array, np.ndarray, np.generic)) and not hasattr(x, "__jax_array__"):
+        raise TypeError(f"{function}: {name} must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}.")
+    wrong = (
+        f"{function}: {name} must be an array of numbers (floats, integers or bool); got {type(x).__name__} of dtype "
+    )
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
+        raise TypeError(f"{wrong}{getattr(x, 'dtype', 'unknown')}, which JAX cannot hold.") from error
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"{wrong}{array.dtype}.")
+    if jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).bits < 4:
+        raise TypeError(f"{wrong}{array.dtype}, which XLA does not compare: take int8 or uint8.")
+    if jnp.iscomplexobj(array):
+        raise TypeError(
+            f"{function}: {name} must be an array of real numbers; got dtype {array.dtype}. Complex numbers have no "
+            "order: pool their magnitude, or real and imaginary part."
+        )
+    return array
+
+
+def index_array(function: str, call: str, argmax: Any, sizes: tuple[int, ...], channel_axis: int | None) -> jax.Array:
+    """Argmax as int32: flat indices into a spatial grid of these sizes, or -1.
+
+    An index outside the grid is an error if argmax is concrete. In a traced argmax it becomes -1. `call` is how a batch
+    calls the function, for the error text.
+    """
+    array = real_array(function, "argmax", argmax)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"{function}: argmax must be an array of integers, as from max_pool_with_argmax; got dtype {array.dtype}."
+        )
+    arguments.spatial_sizes(
+        function, array.shape, "spatial_shape", sizes, channel_axis, name="argmax", call=call, may_be_empty=True
+    )
+    arguments.check_indices_fit(function, "spatial_shape", sizes)
+    count = math.prod(sizes)
+    if not is_traced(array):
+        concrete = argmax if isinstance(argmax, np.ndarray) else np.asarray(array)  # as given: JAX may narrow it
+        signed = concrete if concrete.dtype.kind == "u" else concrete.astype(np.int64)
+        outside = signed >= count if signed.dtype.kind == "u" else (signed < -1) | (signed >= count)
+        if outside.any():
+            raise ValueError(
+                f"{function}: argmax must hold flat indices 0 to {count - 1} of spatial_shape {sizes}, or -1 for no "
+                f"winner; got {concrete[outside][0]}. Give the shape that was pooled, and indices counted per channel "
+                "and example (torch's convention)."
+            )
+    indices = array if array.dtype.itemsize > 4 else array.astype(jnp.int32)  # a large uint32 becomes negative
+    return jnp.where((indices >= 0) & (indices <= count - 1), indices, -1).astype(jnp.int32)
+
+
+def flat_indices(example_shape: tuple[int, ...], channel_axis: int | None) -> jax.Array:
+    """The flat row-major index of every element in the spatial grid of its channel, int32."""
+    spatial = arguments.without_channels(example_shape, channel_axis)
+    grid = lax.iota(jnp.int32, math.prod(spatial)).reshape(spatial)
+    axes = [i for i in range(len(example_shape)) if channel_axis is None or i != channel_axis % len(example_shape)]
+    return lax.broadcast_in_dim(grid, example_shape, axes)
+
+
+def channels_last(array: jax.Array, channel_axis: int | None) -> jax.Array:
+    """The array with its channel axis last, or with an added one."""
+    return array[..., None] if channel_axis is None else jnp.moveaxis(array, channel_axis, -1)
+
+
+def channels_back(array: jax.Array, channel_axis: int | None) -> jax.Array:
+    """Undoes `channels_last`."""
+    return array[..., 0] if channel_axis is None else jnp.moveaxis(array, -1, channel_axis)

@@ -1,0 +1,159 @@
+"""Programs compiled for an H100 and a TPU without either: kernels and bytes, which the program determines; no times."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import programs
+from experiments.accelerators import compiled, questions
+
+ROOT = Path(__file__).parents[2]
+COMPILERS = all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin"))
+needs_compilers = pytest.mark.skipif(not COMPILERS, reason="the compilers for accelerators are not installed")
+
+EXPECTED = {  # kernels on the H100, and bytes as a multiple of the lower bound
+    "LeNet 2x2/2": (2, 1.00), "VGG 2x2/2": (2, 1.00), "WaveNet 4/4": (2, 1.00), "3-D U-Net 2x2x2/2": (2, 1.00),
+    "AlexNet 3x3/2": (2, 1.00), "ResNet 3x3/2 pad 1": (2, 1.00), "Inception 3x3/1 pad 1": (2, 1.00),
+    "ResNet, bfloat16": (2, 1.00), "ResNet, channels first": (2, 1.00), "3x3/2, dilation 2": (2, 1.00),
+    "SPPF 5x5/1 pad 2": (4, 2.11), "SPP 13x13/1 pad 6": (4, 2.11), "31x31/1 SAME": (8, 5.39),
+    'VGG, ties="last"': (2, 1.00), 'VGG, ties="split"': (2, 1.00), 'VGG, ties="none"': (2, 1.00),
+    "VGG, min_pool": (2, 1.00), "VGG 2x2/2, forward only": (1, 1.00), "ResNet 3x3/2 pad 1, forward only": (1, 1.00),
+    "Inception 3x3/1 pad 1, forward only": (1, 1.00), "SPPF 5x5/1 pad 2, forward only": (2, 2.00),
+    "max_pool_with_argmax, forward": (1, 1.00), "forward_mode, values and tangent": (1, 1.00),
+    "max_unpool with the geometry": (2, 1.00), "adaptive_max_pool 30x30 to 7x7": (8, 2.65), "global_max_pool": (2, 1.00),
+}  # fmt: skip
+
+
+def run(tmp_path, *arguments):
+    """The experiment in a separate process, because XLA reads at its start where to dump what it compiles."""
+    file = tmp_path / "programs.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
+    ran = subprocess.run(
+        [sys.executable, "-m", "experiments.programs", "--json", str(file), *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout, json.loads(file.read_text())["programs"]
+
+
+@needs_compilers
+def test_every_program_has_the_expected_kernels_and_bytes(tmp_path):
+    """Without the barrier between winners and backward pass, LeNet's writes three masks: 1.10 of the lower bound."""
+    printed, rows = run(tmp_path, "--png", str(tmp_path / "programs.png"))
+    assert printed.startswith("compiled, not timed, for an H100 and a TPU v5e")
+    assert (tmp_path / "programs.png").read_bytes().startswith(b"\x89PNG")
+    kernels_and_bytes = {name: (row["jpool"]["kernels"], round(row["jpool"]["bytes"], 2)) for name, row in rows.items()}
+    assert kernels_and_bytes.pop("max_unpool without it")[0] > 20
+    assert kernels_and_bytes == EXPECTED
+    ours = [row["jpool"] for row in rows.values()]
+    assert not any(row["scatter"] for row in ours)
+    assert [name for name, row in rows.items() if row["jpool"]["while"]] == ["max_unpool without it"]
+    with_gradient = {name: row for name, row in rows.items() if "forward only" not in name and "tangent" not in name}
+    theirs = [row["lax"] for row in with_gradient.values() if "lax" in row]
+    assert all(row["scatter"] for row in theirs)
+
+
+@needs_compilers
+def test_deterministic_programs_have_the_same_number_of_kernels(tmp_path):
+    code = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
+from experiments.accelerators import compiled, questions
+for question in questions.questions():
+    if question.name in ("VGG 2x2/2", "ResNet 3x3/2 pad 1", "SPPF 5x5/1 pad 2"):
+        print(len(compiled.compile_for("cuda", question.contenders["jpool"], *question.shapes).kernels))
+"""
+    environment = {**os.environ, **compiled.ENVIRONMENT}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert ran.stdout.split() == ["2", "2", "4"], ran.stderr[-3000:]
+
+
+@needs_compilers
+def test_a_training_step_of_flax_moves_fewer_bytes_with_jpool(tmp_path):
+    pytest.importorskip("flax.linen")
+    printed, rows = run(tmp_path, "--models", "--shapes", "MNIST, Flax")
+    assert rows["MNIST, Flax"]["ratio"] > 2
+    assert "geometric mean" in printed
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(COMPILERS, reason="the compilers are installed")
+def test_without_compilers_there_is_one_clear_sentence():
+    ran = subprocess.run([sys.executable, "-m", "experiments.programs"], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 1
+    assert "The compilers for accelerators are packages. Install them in an environment of their own" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+# --- reading programs, which needs no compiler ---
+
+TEXT = """HloModule jit_f
+
+%fused (param_0: f32[8,4], param_1: u8[4]) -> f32[4] {
+  %param_0 = f32[8,4]{1,0} parameter(0)
+  %slice.1 = f32[1,4]{1,0} slice(%param_0), slice={[0:1], [0:4]}
+  %slice.2 = f32[1,4]{1,0} slice(%param_0), slice={[3:4], [0:4]}
+  %param_1 = u8[4]{0} parameter(1)
+  ROOT %add.1 = f32[4]{0} add(%slice.1, %slice.2)
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  ROOT %copy.1 = f32[4]{0} copy(%x)
+}
+
+%condition (p: (s32[], f32[4])) -> pred[] {
+  %p.1 = (s32[], f32[4]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8,4], w: u8[4]) -> (f32[4], bf16[4]) {
+  %a = f32[8,4]{1,0} parameter(0)
+  %w = u8[4]{0} parameter(1)
+  %loop_fusion.1 = f32[4]{0} fusion(%a, %w), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"321"}
+  %while.1 = (s32[], f32[4]{0}) while(%loop_fusion.1), condition=%condition, body=%body
+  %bitcast.1 = f32[4]{0} bitcast(%loop_fusion.1)
+  %convert.1 = bf16[4]{0} convert(%bitcast.1)
+  ROOT %tuple.1 = (f32[4]{0}, bf16[4]{0}) tuple(%bitcast.1, %convert.1)
+}
+"""
+
+
+def test_kernels_are_read_with_slices_and_loops_and_without_what_moves_no_data():
+    program = compiled.read_program(TEXT, {"loop_fusion_1": 3 * 10**10})
+    fusion, copy, convert = program.kernels
+    assert (fusion.name, fusion.read, fusion.written, fusion.cycles) == ("loop_fusion.1", 2 * 16 + 4, 16, 321)
+    assert (copy.operation, copy.read, copy.written) == ("copy", 16, 16)
+    assert (convert.read, convert.written) == (16, 8)
+    assert program.bytes == 36 + 16 + 32 + 24
+    assert program.cycles == 321
+    assert fusion.seconds == pytest.approx(3e10 / compiled.INSTRUCTIONS)
+    assert copy.seconds == pytest.approx(32 / compiled.BANDWIDTH)
+    assert (program.count("while"), program.count("scatter")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("type_", "size"),
+    [("f32[2,3]{1,0}", 24), ("(f32[2]{0}, u8[3]{0}, pred[5]{0})", 16), ("bf16[3]", 6), ("s32[]", 4), ("f8e4m3fn[7]", 7),
+     ("s4[3]", 2), ("f32[0,4]", 0), ("token[]", 0)],
+)  # fmt: skip
+def test_sizes_of_types(type_, size):
+    assert compiled.size_of(type_) == size
+
+
+def test_the_lower_bound_is_every_byte_once():
+    vgg = next(question for question in questions.questions() if question.name == "VGG 2x2/2")
+    x, values = 8 * 112 * 112 * 128, 8 * 56 * 56 * 128
+    assert vgg.lower_bound == 2 * (4 * x + 4 * values + values)
+
+
+def test_a_file_that_cannot_be_written_gets_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        programs.main(["--json", "/no/such/directory/file"])
+    assert "cannot be written: there is no directory /no/such/directory" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""A training step, compared with plain optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jpool
+
+PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.25)}
+XS = jnp.asarray(np.random.default_rng(0).integers(-3, 4, (5, 3)), jnp.float32)
+YS = jnp.asarray(np.random.default_rng(1).integers(-3, 4, (5,)), jnp.float32)
+
+
+@pytest.fixture(autouse=True)
+def promotion_as_usual():
+    with jax.numpy_dtype_promotion("standard"):  # which optax's adam needs
+        yield
+
+
+def loss(params, x, y):
+    return (params["w"] @ x + params["b"] - y) ** 2
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.1, momentum=0.9), optax.adagrad(0.1), optax.rmsprop(0.01), optax.adam(0.1)]
+)
+@pytest.mark.parametrize("with_mean", [False, True])
+def test_a_step_is_the_mean_gradient_and_one_update(optimizer, with_mean):
+    chained = optax.chain(jpool.mean_over_examples(), optimizer) if with_mean else optimizer
+    step, state = jpool.make_train_step(loss, chained), jpool.TrainState.create(PARAMS, chained)
+    params, opt_state = PARAMS, optimizer.init(PARAMS)
+    for count in range(3):
+        state, metrics = step(state, XS, YS)
+        losses, gradients = jpool.per_example_value_and_grad(loss)(params, XS, YS)
+        mean = jax.tree.map(lambda g: g.mean(0), gradients)
+        updates, opt_state = optimizer.update(mean, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(metrics.loss, losses.mean(), rtol=1e-6)
+        np.testing.assert_allclose(metrics.gradient_norm, np.sqrt((mean["w"] ** 2).sum() + mean["b"] ** 2), rtol=1e-6)
+        assert state.step == count + 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, params)
+
+
+def test_the_state_is_donated_and_the_callers_parameters_are_not():
+    step, state = jpool.make_train_step(loss, optax.sgd(0.1)), jpool.TrainState.create(PARAMS, optax.sgd(0.1))
+    after, _ = step(state, XS, YS)
+    assert state.params["w"].is_deleted()
+    assert not PARAMS["w"].is_deleted()
+    assert not after.params["w"].is_deleted()
+
+
+def test_a_step_compiles_once_per_shape_of_the_batch():
+    step, state = jpool.make_train_step(loss, optax.adam(0.1)), jpool.TrainState.create(PARAMS, optax.adam(0.1))
+    for _ in range(4):
+        state, _ = step(state, XS, YS)
+    assert step._cache_size() == 1
+    step(state, XS[:3], YS[:3])
+    assert step._cache_size() == 2
+
+
+def test_an_empty_batch_is_refused_and_the_state_survives():
+    step, state = jpool.make_train_step(loss, optax.sgd(0.1)), jpool.TrainState.create(PARAMS, optax.sgd(0.1))
+    with pytest.raises(ValueError, match="the mean of no examples is undefined"):
+        step(state, XS[:0], YS[:0])
+    step(state, XS, YS)
+
+
+def test_a_wrong_optimizer_is_refused():
+    with pytest.raises(TypeError, match=r"make_train_step: optimizer must be an optax optimiser.*got 0\.1"):
+        jpool.make_train_step(loss, 0.1)

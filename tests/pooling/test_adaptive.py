@@ -1,0 +1,212 @@
+"""Adaptive and global pooling, compared with the oracle: values, gradients, argmax, and what they cost."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shared import oracle
+from shared.cases import CONTENTS, mostly_exhaustive
+from shared.programs import FORBIDDEN, compiled_instructions, lowered_instructions
+
+import jpool
+from jpool.pooling.functions.parts import passes
+
+SHAPES = {
+    # name: (shape, output, channel_axis)
+    "divides": ((8, 6, 2), (4, 3), -1),
+    "one_axis_divides": ((8, 7, 2), (4, 3), -1),
+    "neighbours_share": ((7, 5, 2), (3, 4), -1),
+    "more_windows_than_elements": ((3, 2, 2), (7, 5), -1),
+    "as_many": ((4, 5, 2), (4, 5), -1),
+    "twice_as_many": ((4, 3, 2), (8, 3), -1),
+    "one_window": ((5, 4, 2), (1, 1), -1),
+    "groups_repeat": ((12, 10, 1), (8, 4), -1),
+    "channels_first": ((2, 9, 7), (4, 2), 0),
+    "no_channels": ((9, 7), (4, 2), None),
+    "line": ((23, 2), (6,), -1),
+    "long_windows": ((101,), (3,), None),
+    "volume": ((5, 4, 3, 1), (2, 3, 2), -1),
+    "zero_channels": ((5, 4, 0), (2, 3), -1),
+    "one_element": ((1,), (3,), None),
+}
+
+
+@pytest.mark.usefixtures("arrangement")
+@pytest.mark.parametrize(
+    "name", mostly_exhaustive(SHAPES, ["neighbours_share", "groups_repeat", "channels_first", "line", "zero_channels"])
+)
+def test_values_gradients_and_argmax_equal_the_oracle(name):
+    shape, output, axis = SHAPES[name]
+    rng = np.random.default_rng(len(name))
+    xs = np.stack([content(rng, shape) for content in CONTENTS.values()])
+    windows = oracle.adaptive_windows(xs[0], output, axis)
+    ct = rng.integers(-9, 10, (len(xs), *windows.shape)).astype(np.float32)
+
+    @jax.jit
+    def all_results(xs, ct):
+        values, backward = jax.vjp(jax.vmap(lambda x: jpool.adaptive_max_pool(x, output, channel_axis=axis)), xs)
+        with_argmax = jax.vmap(lambda x: jpool.adaptive_max_pool_with_argmax(x, output, channel_axis=axis))(xs)
+        return values, backward(ct)[0], *with_argmax
+
+    values, gradients, values_with_argmax, argmax = all_results(xs, ct)
+    np.testing.assert_array_equal(values, values_with_argmax)
+    for i, x in enumerate(xs):
+        expected, winners = oracle.pool(x, windows)
+        np.testing.assert_array_equal(values[i], expected, strict=True)
+        np.testing.assert_array_equal(
+            gradients[i], oracle.share(x.shape, winners, ct[i]).astype(np.float32), strict=True
+        )
+        np.testing.assert_array_equal(argmax[i], oracle.flat(winners, shape, axis), strict=True)
+
+
+@pytest.mark.usefixtures("arrangement")
+@pytest.mark.exhaustive
+def test_every_size_and_number_of_windows_along_one_axis():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 5, 7, 8, 12, 13):
+        x = rng.integers(0, 4, n).astype(np.float32)
+        for o in (1, 2, 3, 4, 5, 7, 11):
+            windows = oracle.adaptive_windows(x, (o,), None)
+            expected, winners = oracle.pool(x, windows)
+            values, argmax = jpool.adaptive_max_pool_with_argmax(x, (o,), channel_axis=None)
+            np.testing.assert_array_equal(values, expected)
+            np.testing.assert_array_equal(argmax, oracle.flat(winners, x.shape, None))
+
+
+def test_windows_are_those_of_torch_not_of_equinox():
+    x = np.arange(5, dtype=np.float32)[::-1]  # windows 0 to 2, 1 to 4, 3 to 5; Equinox cuts 2, 2 and 1
+    assert jpool.adaptive_max_pool(x.copy(), (3,), channel_axis=None).tolist() == [4, 3, 1]
+
+
+def test_windows_of_equal_size_and_spacing_are_one_part():
+    (line,) = passes((30,), (7,))
+    assert [(part.start, part.geometry.axes[1].window, part.geometry.axes[1].output) for part in line.parts] == [
+        (0, 5, 3), (12, 6, 1), (17, 5, 3),
+    ]  # fmt: skip
+    (repeated,) = passes((3 * 10**5,), (2 * 10**5,))
+    assert (repeated.groups, len(repeated.parts)) == (10**5, 1)
+
+
+@pytest.mark.usefixtures("arrangement")
+@pytest.mark.parametrize("dtype", mostly_exhaustive(["bfloat16", "float16", "float8_e4m3fn"], ["bfloat16"]))
+def test_gradients_of_shared_elements_add_up_in_float32(dtype):
+    x = jnp.asarray(np.eye(1, 4, 1).repeat(2, 0), jnp.dtype(dtype))  # one maximum in all windows
+    output = (700, 3)
+    values, backward = jax.vjp(lambda x: jpool.adaptive_max_pool(x, output, channel_axis=None), x)
+    ct = jnp.full(values.shape, 0.125, jnp.dtype(dtype))
+    (gradient,) = backward(ct)
+    _, winners = oracle.pool(np.asarray(x, np.float32), oracle.adaptive_windows(x, output, None))
+    expected = oracle.share(x.shape, winners, np.full(values.shape, 0.125)).astype(np.float32)
+    np.testing.assert_array_equal(gradient, jnp.asarray(expected).astype(dtype), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "bool"])
+def test_integers_are_pooled_exactly_and_have_no_gradient(dtype):
+    x = jnp.asarray([3, 1, 0, 1, 0]).astype(dtype)
+    values = jpool.adaptive_max_pool(x, (3,), channel_axis=None)
+    assert values.dtype == dtype
+    assert values.astype(int).tolist() == ([1, 1, 1] if dtype == "bool" else [3, 1, 1])
+    with pytest.raises(TypeError):
+        jax.grad(lambda x: jpool.adaptive_max_pool(x, (3,), channel_axis=None).sum())(x)
+
+
+def test_second_derivatives():
+    x = np.random.default_rng(0).permutation(35).reshape(7, 5).astype(np.float32)
+    loss = lambda x: (jpool.adaptive_max_pool(x, (3, 4), channel_axis=None) ** 2).sum()  # noqa: E731
+    _, winners = oracle.pool(x, oracle.adaptive_windows(x, (3, 4), None))
+    expected = np.diag(2 * oracle.share(x.shape, winners, np.ones((3, 4))).ravel())
+    for twice in (jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        np.testing.assert_array_equal(jax.jit(twice(loss))(x).reshape(35, 35), expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_no_scatter_and_no_index_known_only_at_run_time(platform):
+    def both(x):
+        return jax.value_and_grad(lambda x: jax.vmap(lambda x: jpool.adaptive_max_pool(x, (7, 3)))(x).sum())(x)
+
+    x = jax.ShapeDtypeStruct((2, 30, 31, 4), np.float32)
+    assert not compiled_instructions(both, x) & FORBIDDEN
+    assert not lowered_instructions(platform, both, x) & FORBIDDEN
+
+
+def test_only_winners_are_saved():
+    x = jnp.zeros((30, 31))
+    _, backward = jax.vjp(lambda x: jpool.adaptive_max_pool(x, (7, 3), channel_axis=None), x)
+    saved = [leaf for leaf in jax.tree.leaves(backward) if hasattr(leaf, "nbytes")]
+    assert {leaf.dtype.name for leaf in saved} == {"uint8"}
+    assert sum(leaf.nbytes for leaf in saved) == 30 * 3 + 7 * 3  # of the last axis, then of the first
+
+
+# --- global_max_pool ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5, 4, 3), -1), ((3, 5, 4), 0), ((5, 4), None), ((6, 2), -1), ((2, 3, 4, 5), 0)]
+)
+def test_global_pooling_is_the_maximum_over_all_spatial_axes(shape, axis):
+    x = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(np.float32)
+    spatial = tuple(i for i in range(len(shape)) if axis is None or i != axis % len(shape))
+    np.testing.assert_array_equal(jpool.global_max_pool(x, channel_axis=axis), x.max(spatial), strict=True)
+    with_dims = jpool.global_max_pool(x, channel_axis=axis, keepdims=True)
+    np.testing.assert_array_equal(with_dims, x.max(spatial, keepdims=True), strict=True)
+    gradient = jax.grad(lambda x: jpool.global_max_pool(x, channel_axis=axis).sum())(x)
+    np.testing.assert_array_equal(gradient, x == x.max(spatial, keepdims=True))
+
+
+def test_global_pooling_sends_the_cotangent_to_the_first_maximum():
+    gradient = jax.grad(lambda x: jpool.global_max_pool(x, channel_axis=None))(jnp.array([1.0, 3, 3]))
+    assert gradient.tolist() == [0, 1, 0]
+
+
+def test_global_pooling_under_vmap_and_jit():
+    x = np.random.default_rng(0).standard_normal((4, 6, 5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jpool.global_max_pool))(x), x.max((1, 2)))
+
+
+# --- errors ---
+
+IMAGE = np.zeros((6, 6, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"output_shape": 3}, TypeError, "output_shape must be a tuple of ints >= 1, one per spatial axis; got 3 of type int"),
+        ({"output_shape": ()}, ValueError, "output_shape must have at least one spatial axis"),
+        ({"output_shape": (3, 0)}, ValueError, "output_shape must hold ints >= 1; got 0 in (3, 0)"),
+        ({"output_shape": (3, 1.5)}, TypeError, "output_shape must hold ints >= 1; got 1.5 of type float"),
+        ({"output_shape": (3, None)}, TypeError, "output_shape must hold ints >= 1; got None"),
+        ({"output_shape": (3,)}, ValueError, "x must be ONE example of shape (*spatial, channels), which has 2 axes for output_shape (3,) and channel_axis=-1; got 3 axes, shape (6, 6, 1). For a batch use jax.vmap: jax.vmap(lambda x: jpool."),
+        ({"x": np.zeros((0, 6, 1))}, ValueError, "x must have at least one element along every spatial axis"),
+        ({"x": [[[1.0]]]}, TypeError, "x must be a JAX or NumPy array; got list"),
+        ({"x": IMAGE * 1j}, TypeError, "x must be an array of real numbers; got dtype complex64"),
+        ({"channel_axis": 2}, ValueError, "channel_axis must be -1 (channels last), 0"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("function", [jpool.adaptive_max_pool, jpool.adaptive_max_pool_with_argmax])
+def test_errors(function, arguments, error, text):
+    with pytest.raises(error, match=re.escape(f"{function.__name__}: {text}")):
+        function(**{"x": IMAGE, "output_shape": (2, 2), **arguments})
+
+
+def test_a_traced_output_shape_is_refused_with_a_hint_at_static_argnames():
+    with pytest.raises(TypeError, match=r"adaptive_max_pool: output_shape .*static_argnames"):
+        jax.jit(lambda x, n: jpool.adaptive_max_pool(x, (n, 2)))(IMAGE, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"x": np.zeros(3)}, ValueError, r"x must have at least one spatial axis beside its channels; got shape \(3,\) and channel_axis=-1\. If it has no channels, use channel_axis=None"),
+        ({"x": np.float32(3), "channel_axis": None}, ValueError, r"x must have at least one spatial axis .*shape \(\)"),
+        ({"x": np.zeros((2, 0, 3))}, ValueError, "x must have at least one element along every spatial axis"),
+        ({"x": None}, TypeError, "x must be a JAX or NumPy array; got NoneType"),
+        ({"keepdims": 1}, TypeError, "keepdims must be True or False; got 1 of type int"),
+        ({"channel_axis": 1}, ValueError, "channel_axis must be"),
+    ],
+)  # fmt: skip
+def test_errors_of_global_pooling(arguments, error, text):
+    with pytest.raises(error, match="global_max_pool: " + text):
+        jpool.global_max_pool(**{"x": IMAGE, **arguments})

@@ -1,0 +1,170 @@
+"""Sizes by the conventions for padding and ceil_mode, and the text of every error."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shared.poolings import resolved
+
+import jpool
+from jpool.pooling.integers.geometry import Axis
+
+
+def sizes(shape, window, strides=None, padding="VALID", **options):
+    return resolved(shape, window, strides, padding, channel_axis=None, **options).values_shape
+
+
+@pytest.mark.parametrize(
+    ("n", "window", "stride", "padding", "options", "windows", "low"),
+    [
+        (24, 2, 2, "VALID", {}, 12, 0),
+        (7, 2, 2, "VALID", {}, 3, 0),
+        (5, 2, 1, "SAME", {}, 5, 0),
+        (5, 2, 1, "SAME_LOWER", {}, 5, 1),
+        (7, 3, 2, "SAME", {}, 4, 1),
+        (6, 3, 2, "same", {}, 3, 0),  # in upper or lower case, as in lax
+        (6, 3, 1, "SAME", {"window_dilation": 2}, 6, 2),
+        (3, 2, 4, "SAME", {}, 1, 0),  # no padding is needed, and no negative padding is used
+        (5, 3, 2, ((0, 4),), {}, 4, 0),
+        (6, 3, 2, "VALID", {"ceil_mode": True}, 3, 0),
+        (5, 3, 2, "VALID", {"ceil_mode": True}, 2, 0),  # no element is left over
+        (4, 2, 3, 1, {"ceil_mode": True}, 2, 1),  # a third window would start at 6 - 1 = 5, beyond the input
+        (5, 2, 3, 1, {"ceil_mode": True}, 2, 1),
+        (3, 1, 2, "VALID", {"ceil_mode": True}, 2, 0),
+        (4, 1, 2, "VALID", {"ceil_mode": True}, 2, 0),  # a third window would start just after the last element
+    ],
+)
+def test_sizes(n, window, stride, padding, options, windows, low):
+    (axis,) = resolved((n,), (window,), stride, padding, channel_axis=None, **options).axes
+    assert (axis.output, axis.low) == (windows, low)
+
+
+def test_same_agrees_with_lax():
+    for n in range(1, 9):
+        for window in range(1, 6):
+            for stride in range(1, 5):
+                for word in ("SAME", "SAME_LOWER"):
+                    ((low, _),) = jax.lax.padtype_to_pads((n,), (window,), (stride,), word)
+                    (axis,) = resolved((n,), (window,), stride, word, channel_axis=None).axes
+                    assert (axis.output, axis.low) == (-(-n // stride), low)
+
+
+def test_the_channel_axis_is_an_axis_with_windows_of_one_element():
+    last, first = resolved((8, 6, 3), (2, 3), 2), resolved((3, 8, 6), (2, 3), 2, channel_axis=0)
+    assert last.axes[2] == first.axes[0] == Axis(3, 1, 1, 1, 0, 3)
+    assert last.axes[:2] == first.axes[1:]
+    assert last.taps == 6
+
+
+def test_the_stride_of_a_single_window_is_its_extent():
+    for stride in (1, 3, 10**6):
+        for padding in ("VALID", "SAME") if stride > 9 else ("VALID",):
+            (axis,) = resolved((9,), (5,), stride, padding, window_dilation=2, channel_axis=None).axes
+            assert (axis.output, axis.stride) == (1, 9)
+
+
+def test_a_huge_stride_costs_nothing():
+    x = np.zeros((4, 4), np.float32)
+    gradient = jax.grad(lambda x: jpool.max_pool(x, (2, 2), 10**9, channel_axis=None).sum())(x)
+    assert gradient.sum() == gradient[0, 0] == 1
+
+
+def test_numpy_integers_and_lists_give_the_same_geometry():
+    from_numpy = sizes((9, 9), [np.int64(3), np.uint8(3)], [np.int32(2), 2], [[np.int16(1), 1], np.int8(0)])
+    assert from_numpy == sizes((9, 9), (3, 3), (2, 2), ((1, 1), (0, 0)))
+    geometry = resolved((9, 1), (np.int64(2),), np.int64(2), ceil_mode=np.bool_(True), channel_axis=np.int64(-1))
+    assert hash(geometry) == hash(resolved((9, 1), (2,), 2, 0, ceil_mode=True))
+    assert all(type(entry) is int for axis in geometry.axes for entry in axis)
+
+
+IMAGE = np.zeros((6, 6, 1), np.float32)
+
+ERRORS = {
+    # name: (x, arguments, error, what its text must contain)
+    "int window": (IMAGE, {"window_shape": 2}, TypeError, "window_shape must be a tuple of ints >= 1.*got 2 of type int"),
+    "no window": (IMAGE, {"window_shape": ()}, ValueError, "window_shape must have at least one spatial axis; got ()"),
+    "float window": (IMAGE, {"window_shape": (2.0, 2)}, TypeError, "window_shape must hold ints >= 1; got 2.0 of type float"),
+    "bool window": (IMAGE, {"window_shape": (True, 2)}, TypeError, "window_shape must hold ints >= 1; got True of type bool"),
+    "NumPy bool window": (IMAGE, {"window_shape": (np.True_, 2)}, TypeError, "window_shape must hold ints >= 1; got np.True_"),
+    "zero window": (IMAGE, {"window_shape": (2, 0)}, ValueError, "window_shape must hold ints >= 1; got 0 in (2, 0)"),
+    "negative window": (IMAGE, {"window_shape": (-2, 2)}, ValueError, "window_shape must hold ints >= 1; got -2"),
+    "word as window": (IMAGE, {"window_shape": "22"}, TypeError, "window_shape must be a tuple of ints >= 1.*got '22'"),
+    "array as window": (IMAGE, {"window_shape": np.array([2, 2])}, TypeError, "window_shape must be a tuple.*of type ndarray (use Python numbers, tuples and strings)"),
+    "large window": (IMAGE, {"window_shape": (7, 2)}, ValueError,
+                     "window_shape (7, 2) is larger than the padded input along spatial axis 0.*spans 7 elements.*has 6 "),
+    "large dilated window": (IMAGE, {"window_dilation": 6}, ValueError, "window_shape (2, 2) is larger than the padded input.*spans 7 elements"),
+    "more taps than numbers": (IMAGE, {"window_shape": (2**16, 2**16)}, ValueError, "window_shape must have at most 4294967294"),
+    "short strides": (IMAGE, {"strides": (2,)}, ValueError, "strides must have one entry per spatial axis, 2.*got (2,)"),
+    "zero stride": (IMAGE, {"strides": 0}, ValueError, "strides must hold ints >= 1; got 0"),
+    "float stride": (IMAGE, {"strides": 2.0}, TypeError, "strides must be an int >= 1 or 2 of them.*got 2.0 of type float"),
+    "bool stride": (IMAGE, {"strides": True}, TypeError, "strides must be an int >= 1.*got True of type bool"),
+    "short dilation": (IMAGE, {"window_dilation": (1, 1, 1)}, ValueError, "window_dilation must have one entry per spatial"),
+    "zero dilation": (IMAGE, {"window_dilation": (1, 0)}, ValueError, "window_dilation must hold ints >= 1; got 0"),
+    "unknown word": (IMAGE, {"padding": "FULL"}, ValueError, "padding must be one of 'VALID', 'SAME', 'SAME_LOWER'.*got 'FULL'"),
+    "negative padding": (IMAGE, {"padding": -1}, ValueError, "padding must be one of.*got -1"),
+    "negative side": (IMAGE, {"padding": ((0, -1), 0)}, ValueError, "padding must be one of.*got (0, -1)"),
+    "float padding": (IMAGE, {"padding": 1.0}, TypeError, "padding must be one of.*got 1.0 of type float"),
+    "bool padding": (IMAGE, {"padding": (True, 1)}, TypeError, "padding must be one of.*got True of type bool"),
+    "no padding": (IMAGE, {"padding": None}, TypeError, "padding must be one of.*got None of type NoneType"),
+    "long padding": (IMAGE, {"padding": (1, 1, 1)}, ValueError, "padding must have one entry per spatial axis, 2"),
+    "long pair": (IMAGE, {"padding": ((1, 1, 1), 1)}, ValueError, "padding must be one of.*got (1, 1, 1)"),
+    "pair for one axis": (np.zeros((6, 1)), {"window_shape": (2,), "padding": (1, 0)}, ValueError, "padding must have one entry per spatial axis, 1.*write ((1, 0),)"),
+    "int ceil_mode": (IMAGE, {"ceil_mode": 1}, TypeError, "ceil_mode must be True or False; got 1 of type int"),
+    "channel_axis 1": (IMAGE, {"channel_axis": 1}, ValueError, "channel_axis must be -1 (channels last), 0.*got 1"),
+    "bool channel_axis": (IMAGE, {"channel_axis": False}, TypeError, "channel_axis must be -1.*got False of type bool"),
+    "word as channel_axis": (IMAGE, {"channel_axis": "last"}, TypeError, "channel_axis must be -1.*got 'last' of type str"),
+    "forgotten vmap": (np.zeros((9, 6, 6, 1)), {}, ValueError,
+                       "x must be ONE example of shape (*spatial, channels), which has 3 axes.*got 4 axes.*jax.vmap"),
+    "no channels": (np.zeros((6, 6)), {}, ValueError, "x must be ONE example.*got 2 axes, shape (6, 6)"),
+    "scalar": (np.float32(1), {}, ValueError, "x must be ONE example.*got 0 axes"),
+    "empty axis": (np.zeros((0, 6, 1)), {}, ValueError, "x must have at least one element along every spatial axis.*(0, 6, 1)"),
+    "list": ([[[1.0]]], {}, TypeError, "x must be a JAX or NumPy array; got list"),
+    "None": (None, {}, TypeError, "x must be a JAX or NumPy array; got NoneType"),
+    "words": (np.array([[["a"]]]), {}, TypeError, "x must be an array of numbers.*ndarray of dtype <U1"),
+    "objects": (np.array([[[None]]]), {}, TypeError, "x must be an array of numbers.*ndarray of dtype object"),
+    "dates": (np.array([[["2026-11-24"]]], "M8[D]"), {}, TypeError, "x must be an array of numbers.*datetime64"),
+    "masked": (np.ma.masked_array(IMAGE, IMAGE == 0), {}, TypeError, "x must be an array of numbers.*MaskedArray"),
+    "random keys": (jax.random.split(jax.random.key(0), (6, 6, 1)), {}, TypeError, "x must be an array of numbers.*key<fry>"),
+    "unknown rule": (IMAGE, {"ties": "frist"}, ValueError, "ties must be one of 'first', 'last'.*got 'frist'"),
+    "no rule": (IMAGE, {"ties": None}, TypeError, "ties must be one of 'first', 'last'.*got None of type NoneType"),
+    "int forward_mode": (IMAGE, {"forward_mode": 0}, TypeError, "forward_mode must be True or False; got 0 of type int"),
+    "two bits": (IMAGE.astype(jnp.int2), {}, TypeError, "x must be an array of numbers.*int2, which XLA does not compare: take int8"),
+    "complex": (IMAGE * 1j, {}, TypeError, "x must be an array of real numbers; got dtype complex64.*have no order"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("inside_jit", [False, True])
+def test_errors_name_the_function_the_argument_and_the_way_out(name, inside_jit):
+    x, arguments, error, text = ERRORS[name]
+    pool = lambda x: jpool.max_pool(x, **{"window_shape": (2, 2), **arguments})  # noqa: E731
+    pattern = "max_pool: " + ".*".join(map(re.escape, text.split(".*")))
+    with pytest.raises(error, match=pattern):
+        jax.jit(lambda: pool(x))() if inside_jit else pool(x)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("function", [jpool.min_pool, jpool.max_pool_with_argmax])
+def test_errors_name_the_function_that_was_called(function, name):
+    x, arguments, error, text = ERRORS[name]
+    with pytest.raises(error, match=f"^{function.__name__}: {re.escape(text.split('.*')[0])}"):
+        function(x, **{"window_shape": (2, 2), **arguments})
+
+
+@pytest.mark.parametrize("argument", ["window_shape", "strides", "padding", "window_dilation", "channel_axis", "ties"])
+def test_a_traced_argument_is_refused_with_a_hint_at_static_argnames(argument):
+    with pytest.raises(TypeError, match=rf"max_pool: {argument} .*static_argnames"):
+        jax.jit(lambda x, n: jpool.max_pool(x, **{"window_shape": (2, 2), argument: n}))(IMAGE, 2)
+
+
+def test_a_traced_entry_is_refused():
+    with pytest.raises(TypeError, match=r"max_pool: window_shape must hold ints >= 1; got .*static_argnames"):
+        jax.jit(lambda x, n: jpool.max_pool(x, (n, 2)))(IMAGE, 2)
+
+
+def test_a_call_works_after_a_refused_one():
+    with pytest.raises(ValueError, match="strides"):
+        jpool.max_pool(IMAGE, (2, 2), -1)
+    assert jpool.max_pool(jnp.asarray(IMAGE), (2, 2)).shape == (5, 5, 1)

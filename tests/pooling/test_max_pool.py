@@ -1,0 +1,214 @@
+"""max_pool: small examples to check by eye, the edge cases of its docstring row by row, dtypes, and its signature."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shared import oracle
+
+import jpool
+
+pytestmark = pytest.mark.usefixtures("arrangement")
+
+inf, nan = np.inf, np.nan
+
+
+def pool(x, window_shape=(2, 2), *arguments, **options):
+    return jpool.max_pool(x, window_shape, *arguments, **{"channel_axis": None, **options})
+
+
+def value_and_gradient(x, *arguments, **options):
+    """Both passes, with cotangents 1, 2, 3, .. in row-major order."""
+    values, backward = jax.vjp(lambda x: pool(x, *arguments, **options), jnp.asarray(x))
+    ct = (1 + jnp.arange(values.size)).reshape(values.shape).astype(values.dtype)
+    return np.asarray(values), np.asarray(backward(ct)[0])
+
+
+def float32(numbers):
+    return np.array(numbers, np.float32)
+
+
+def check(x, values, gradient, *arguments, **options):
+    actual_values, actual_gradient = value_and_gradient(float32(x), *arguments, **options)
+    np.testing.assert_array_equal(actual_values, float32(values), strict=True)
+    np.testing.assert_array_equal(actual_gradient, float32(gradient), strict=True)
+
+
+# --- 3 x 3 examples: x, values, gradient for the cotangents 1, 2, 3, 4 ---
+
+
+def test_each_window_sends_its_cotangent_to_its_winner():
+    check([[9, 1, 8], [2, 3, 4], [7, 5, 6]],
+          [[9, 8], [7, 6]],
+          [[1, 0, 2], [0, 0, 0], [3, 0, 4]])  # fmt: skip
+
+
+def test_an_element_that_wins_every_window_receives_every_cotangent():
+    check([[1, 2, 3], [4, 9, 5], [6, 7, 8]],
+          [[9, 9], [9, 9]],
+          [[0, 0, 0], [0, 10, 0], [0, 0, 0]])  # fmt: skip
+
+
+def test_elements_that_no_strided_window_covers_have_no_gradient():
+    check([[1, 2, 9], [4, 3, 9], [9, 9, 9]],
+          [[4]],
+          [[0, 0, 0], [1, 0, 0], [0, 0, 0]], (2, 2), 2)  # fmt: skip
+
+
+# --- the table of edge cases, row by row ---
+
+
+def test_the_first_element_of_a_tie_in_row_major_order_wins():
+    check([[5, 5, 5], [5, 5, 5], [5, 5, 5]],
+          [[5, 5], [5, 5]],
+          [[1, 2, 0], [3, 4, 0], [0, 0, 0]])  # fmt: skip
+
+
+def test_in_a_tie_the_upper_row_wins_and_not_the_left_column():
+    check([[0, 7, 0], [7, 0, 0], [0, 0, 0]],
+          [[7]],
+          [[0, 1, 0], [0, 0, 0], [0, 0, 0]], (3, 3))  # fmt: skip
+
+
+def test_zeros_of_both_signs_tie():
+    values, gradient = value_and_gradient(float32([-0.0, 0.0]), (2,))
+    assert gradient.tolist() == [1, 0]
+    assert np.signbit(values[0])  # the value is the winner's bit for bit
+
+
+def test_nan_propagates_and_the_first_nan_wins():
+    check([[1, 2, nan], [3, nan, 4], [9, 5, 6]],
+          [[nan, nan], [nan, nan]],
+          [[0, 0, 2], [0, 8, 0], [0, 0, 0]])  # fmt: skip
+
+
+def test_nan_wins_over_infinity():
+    check([inf, nan, inf], [nan], [0, 1, 0], (3,))
+
+
+def test_minus_infinity_beats_padding():
+    check([[-inf, -inf, -inf]] * 3,
+          [[-inf, -inf, -inf]] * 3,
+          [[1 + 2 + 4 + 5, 3 + 6, 0], [7 + 8, 9, 0], [0, 0, 0]], (3, 3), padding="SAME")  # fmt: skip
+
+
+def test_the_lowest_integer_is_pooled_beside_padding():
+    x = np.full((2, 2), np.iinfo(np.int8).min, np.int8)
+    np.testing.assert_array_equal(pool(x, padding=1), np.full((3, 3), -128, np.int8), strict=True)
+
+
+def test_an_all_padding_window_is_minus_infinity_and_has_no_gradient():
+    check([3.0], [-inf, 3, 3, -inf], [2 + 3], (2,), padding=2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_gradients_of_16_and_8_bits_add_up_in_float32(dtype):
+    x = jnp.zeros(1023, jnp.float32).at[511].set(1).astype(dtype)  # one maximum, the winner of 512 windows
+    values, backward = jax.vjp(lambda x: pool(x, (512,)), x)
+    assert (values == 1).all()
+    ct = jnp.full(values.shape, 2.0**-6).astype(dtype)
+    (gradient,) = backward(ct)
+    assert gradient.dtype == dtype
+    assert gradient[511] == 512 * 2.0**-6  # adding one by one in bfloat16 stops at 4, in float8 sooner
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "int4", "uint4"])
+def test_integers_and_bool_are_pooled_exactly_and_have_no_gradient(dtype):
+    x = jnp.asarray(np.random.default_rng(0).integers(-8, 8, (6, 7)) % 16).astype(dtype)
+    expected, _ = oracle.max_pool(np.asarray(x.astype(int)), (3, 2), padding=1, channel_axis=None)
+    values, backward = jax.vjp(lambda x: pool(x, (3, 2), padding=((1, 1), (1, 1))), x)
+    assert values.dtype == dtype
+    np.testing.assert_array_equal(values.astype(int), expected)
+    assert backward(np.zeros(values.shape, jax.dtypes.float0))[0].dtype == jax.dtypes.float0
+    with pytest.raises(TypeError):
+        jax.grad(lambda x: pool(x).sum())(x)
+
+
+def test_large_integers_are_not_converted_to_floats():
+    x = np.array([2**24, 2**24 + 1, -(2**31), 2**31 - 1], np.int32)
+    assert pool(x, (2,)).tolist() == [2**24 + 1, 2**24 + 1, 2**31 - 1]
+
+
+FLOATS = ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float8_e4m3fnuz",
+          "float8_e5m2fnuz", "float8_e3m4", "float8_e4m3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_float_dtype(dtype):
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(rng.choice([-4.0, -1.0, 0.5, 0.75, 3.0, nan], (7, 8)), jnp.dtype(dtype))
+        expected, winners = oracle.max_pool(np.asarray(x, np.float64), (3, 2), 2, 1, channel_axis=None)
+        values, backward = jax.vjp(lambda x: pool(x, (3, 2), 2, 1), x)
+        ct = jnp.asarray(rng.integers(-2, 3, values.shape), jnp.dtype(dtype))
+        (gradient,) = backward(ct)
+        assert values.dtype == gradient.dtype == x.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(values, np.float64), expected)
+        routed = oracle.route(x.shape, winners, np.asarray(ct, np.float64))
+        np.testing.assert_array_equal(np.asarray(gradient, np.float64), routed)
+
+
+def test_floats_of_4_bits():
+    x = jnp.asarray([[0.5, -6, 6, 1], [3, 4, -1, 1]]).astype("float4_e2m1fn")
+    values, backward = jax.vjp(lambda x: pool(x, (2, 3), padding=1), x)
+    expected, winners = oracle.max_pool(np.asarray(x, np.float32), (2, 3), padding=1, channel_axis=None)
+    expected = np.where(np.isinf(expected), -6, expected)  # this dtype has no infinity
+    np.testing.assert_array_equal(values.astype(jnp.float32), expected)
+    (gradient,) = backward(jnp.full(values.shape, 0.5, x.dtype))
+    np.testing.assert_array_equal(
+        gradient.astype(jnp.float32), oracle.route(x.shape, winners, np.full(values.shape, 0.5)).clip(max=6)
+    )
+
+
+def test_float64_values_that_float32_cannot_distinguish_are_not_a_tie():
+    with jax.enable_x64(True):
+        values, gradient = value_and_gradient(np.array([1.0, 1.0 + 1e-12]), (2,))
+    assert values.dtype == gradient.dtype == np.float64
+    assert gradient.tolist() == [0, 1]
+
+
+def test_numpy_arrays_and_objects_with_a_jax_array_method_are_accepted():
+    class Parameter:
+        def __jax_array__(self):
+            return jnp.arange(4.0)
+
+    assert pool(np.arange(4.0, dtype=np.float32), (2,)).tolist() == pool(Parameter(), (2,)).tolist() == [1, 2, 3]
+
+
+# --- what is saved between the passes ---
+
+
+@pytest.mark.parametrize(
+    ("window", "bytes_per_window"), [((2, 2), 1), ((3, 3), 1), ((5, 5), 1), ((15, 17), 1), ((16, 16), 2)]
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_only_the_winners_are_saved(window, bytes_per_window, wrap):
+    images = jnp.zeros((3, 20, 20, 2))
+    values, backward = jax.vjp(wrap(jax.vmap(lambda x: jpool.max_pool(x, window))), images)
+    saved = [leaf for leaf in jax.tree.leaves(backward) if hasattr(leaf, "nbytes")]
+    assert sum(leaf.nbytes for leaf in saved) == values.size * bytes_per_window
+
+
+# --- the public interface ---
+
+
+def test_the_signature_is_the_published_one():
+    parameters = inspect.signature(jpool.max_pool).parameters
+    assert {name: p.default for name, p in parameters.items() if p.default is not p.empty} == {
+        "strides": None, "padding": "VALID", "window_dilation": None, "ceil_mode": False, "channel_axis": -1,
+        "ties": "first", "forward_mode": False,
+    }  # fmt: skip
+    assert [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [
+        "window_dilation",
+        "ceil_mode",
+        "channel_axis",
+        "ties",
+        "forward_mode",
+    ]
+
+
+def test_jax_refuses_forward_mode_by_default():
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: pool(x, (2,)), (jnp.arange(4.0),), (jnp.ones(4),))

@@ -1,0 +1,115 @@
+"""Pooling of sharded arrays: the results are those of one device, and they stay sharded."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jpool
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+SAME = {"window_shape": (3, 3), "strides": 2, "padding": "SAME"}
+
+
+def mesh(kind, devices=8):
+    return jax.make_mesh((devices,), ("d",), devices=jax.devices()[:devices], axis_types=(kind,))
+
+
+@pytest.fixture
+def xs():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 9, (8, 9, 10, 2)), jnp.float32)
+
+
+LINES = {
+    **{f"adaptive {o}": partial(jpool.adaptive_max_pool, output_shape=(o,)) for o in (1, 3, 5)},
+    **{
+        f"{w} by {s}": partial(jpool.max_pool, window_shape=(w,), strides=s)
+        for w, s in ((2, 2), (3, 3), (3, 2), (5, 4))
+    },
+    "padded": partial(jpool.max_pool, window_shape=(3,), strides=2, padding=1),
+    "ceil": partial(jpool.max_pool, window_shape=(3,), strides=3, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("size", [8, 16])
+def test_pooling_along_an_axis_sharded_over_an_auto_mesh(name, size):
+    """XLA's partitioner is wrong about one-element slices with a stride above 1, so there must be none."""
+    pool = jax.vmap(partial(LINES[name], channel_axis=None))
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (8, size)), jnp.float32)
+
+    @jax.jit
+    def both(x):
+        values, backward = jax.vjp(pool, x)
+        return values, backward(jnp.arange(1.0, values.size + 1).reshape(values.shape))[0]
+
+    sharded = jax.device_put(x, NamedSharding(mesh(AxisType.Auto), P(None, "d")))
+    for actual, expected in zip(both(sharded), both(x), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_batch_on_an_explicit_mesh_stays_sharded(xs):
+    argmax = lambda x: jpool.max_pool_with_argmax(x, **SAME)[1]  # noqa: E731
+    gradient = jax.grad(lambda x: jpool.max_pool(x, **SAME).sum())  # its cotangent is the same for every example
+    tangent = lambda x: jax.jvp(partial(jpool.max_pool, **SAME, forward_mode=True), (x,), (x,))[1]  # noqa: E731
+    expected = [jax.vmap(f)(xs) for f in (argmax, gradient, tangent)]
+    explicit_mesh = mesh(AxisType.Explicit)
+    with jax.set_mesh(explicit_mesh):
+        sharded = jax.device_put(xs, NamedSharding(explicit_mesh, P("d")))
+        for f, on_one_device in zip((argmax, gradient, tangent), expected, strict=True):
+            actual = jax.jit(jax.vmap(f))(sharded)
+            assert actual.sharding.spec[0] == "d"
+            np.testing.assert_array_equal(actual, on_one_device)
+
+
+def test_channels_on_an_explicit_mesh_stay_sharded(xs):
+    explicit_mesh = mesh(AxisType.Explicit, 2)
+    gradient = jax.grad(lambda x: (jpool.max_pool(x, **SAME) ** 2).sum())
+    expected = gradient(xs[0])
+    with jax.set_mesh(explicit_mesh):
+        actual = jax.jit(gradient)(jax.device_put(xs[0], NamedSharding(explicit_mesh, P(None, None, "d"))))
+        assert actual.sharding.spec[2] == "d"
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_inside_shard_map_arrays_that_differ_between_devices_are_marked_varying(xs):
+    shard_map = partial(jax.shard_map, mesh=mesh(AxisType.Auto))
+    with pytest.raises(ValueError, match="out_specs"):  # argmax differs between devices
+        shard_map(lambda x: jpool.max_pool_with_argmax(x[0], **SAME)[1], in_specs=P("d"), out_specs=P())(xs)
+    values, argmax = jax.vmap(lambda x: jpool.max_pool_with_argmax(x, **SAME))(xs)
+
+    def loss(values, argmax):
+        return (jpool.max_unpool(values, argmax, (9, 10), **SAME) ** 2).sum()
+
+    # The gradient of values that every device has is the sum over devices.
+    gradient = shard_map(lambda a, v: jax.grad(loss)(v, a[0]), in_specs=(P("d"), P()), out_specs=P())(argmax, values[0])
+    np.testing.assert_array_equal(gradient, sum(jax.grad(loss)(values[0], indices) for indices in argmax))
+
+
+def test_gradients_with_jit_disabled(xs):
+    expected = jax.vmap(jax.grad(lambda x: jpool.max_pool(x, **SAME).sum()))(xs)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(jax.vmap(jax.grad(lambda x: jpool.max_pool(x, **SAME).sum()))(xs), expected)
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_unpooling_with_a_concrete_argmax_inside_jit(xs, as_array):
+    values, argmax = jpool.max_pool_with_argmax(xs[0], **SAME)
+    concrete, reversed_ = as_array(argmax), as_array(argmax[::-1])
+    unpooled = jax.jit(lambda values: jpool.max_unpool(values, concrete, (9, 10), **SAME))(values)
+    np.testing.assert_array_equal(unpooled, jpool.max_unpool(values, argmax, (9, 10)))
+    with pytest.raises(ValueError, match="argmax must hold indices that their windows cover"):
+        jax.jit(lambda values: jpool.max_unpool(values, reversed_, (9, 10), **SAME))(values)
+
+
+def test_two_exports_with_symbolic_batches_in_one_process(xs):
+    for _ in range(2):
+        (batch,) = export.symbolic_shape("batch")
+        gradient = jax.jit(jax.vmap(jax.grad(lambda x: jpool.max_pool(x, **SAME).sum())))
+        program = export.export(gradient)(jax.ShapeDtypeStruct((batch, *xs.shape[1:]), np.float32))
+        np.testing.assert_array_equal(program.call(xs), gradient(xs))

@@ -1,0 +1,35 @@
+"""Geometries, winners and arrangements, for tests of the internals of pooling."""
+
+import numpy as np
+
+from jpool.pooling.derivative import primitives
+from jpool.pooling.integers.geometry import resolve
+from shared import oracle
+
+ARRANGEMENTS = {"cpu": primitives.PLATFORMS["cpu"], "gpu": primitives.PLAIN, "tpu": primitives.PLATFORMS["tpu"]}
+
+
+def resolved(shape, window, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False, channel_axis=-1):
+    """The geometry of a call of max_pool, from its arguments."""
+    return resolve("max_pool", shape, window, strides, padding, window_dilation, ceil_mode, channel_axis)
+
+
+def geometry(case):
+    """The geometry of a named case."""
+    return resolved(case.shape, case.window, **case.arguments)
+
+
+def winner_numbers(case, x):
+    """The oracle's winners as row-major tap numbers; the number of taps where a window has no winner."""
+    pooling = geometry(case)
+    _, winners = oracle.max_pool(x, case.window, **case.arguments)
+    windows = [axis.window for axis in pooling.axes]
+    numbers = np.full(winners.shape, pooling.taps)
+    for output, winner in np.ndenumerate(winners):
+        if winner is not None:
+            tap = [
+                (coordinate - o * axis.stride + axis.low) // axis.dilation
+                for coordinate, o, axis in zip(winner, output, pooling.axes, strict=True)
+            ]
+            numbers[output] = np.ravel_multi_index(tap, windows)
+    return numbers
