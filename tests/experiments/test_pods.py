@@ -39,6 +39,7 @@ def test_a_large_pod_has_one_all_reduce_and_the_memory_of_four_chips(small, larg
 # --- without compilers ---
 
 
+@pytest.mark.exhaustive
 def test_pods_without_a_compiler_are_left_out(capsys):
     readings, missing = pods.readings(("v0:2x2", "0x0x0"))  # such devices do not exist, whatever is installed
     assert (readings, list(missing)) == ([], ["v0:2x2", "0x0x0"])
