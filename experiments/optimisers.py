@@ -77,7 +77,7 @@ def picture(results: dict[str, list[Run]]) -> Figure:
         by_rate = sorted(runs)
         right.plot([run.rate for run in by_rate], [min(run.end, 3.0) for run in by_rate], **line)
     style.tidy(left, "loss of the last 10 batches (nats)", xlabel="step", yscale="log")
-    left.legend(title="held-out digits read right at the end")
+    left.legend(title="held-out accuracy at the end")
     style.tidy(
         right, "loss at the end, by learning rate (3: or more)", xlabel="learning rate", xscale="log", yscale="log"
     )

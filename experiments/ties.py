@@ -128,7 +128,7 @@ def picture(results: Results) -> Figure:
         rows = np.arange(len(DTYPES))
         for i, (when, colour) in enumerate({"before relu": style.BLUE, "after relu": style.RED}.items()):
             axes.barh(rows + 0.4 * i, 100 * tied[:, i], 0.38, color=colour, label=when)
-        axes.axvline(100 * results.zeros[name], color=style.BLACK, linestyle=":", label="0 all over")
+        axes.axvline(100 * results.zeros[name], color=style.BLACK, linestyle=":", label="all zeros")
         axes.set_yticks(rows + 0.2, DTYPES if axes is counts[0] else [])
         axes.invert_yaxis()
         style.tidy(axes, name, xlabel="windows that tie (%)", xlim=(0, 100), xticks=(0, 25, 50, 75))
@@ -137,7 +137,7 @@ def picture(results: Results) -> Figure:
         right.plot(np.full(len(accuracies), i), 100 * np.array(accuracies), "o", color=style.BLUE, alpha=0.5)
         right.plot([i - 0.3, i + 0.3], [100 * np.mean(accuracies)] * 2, color=style.BLACK)
     right.set_xticks(range(len(RULES)), RULES)
-    style.tidy(right, "digits read right (%),\nby rule: seeds and mean", xlabel="ties")
+    style.tidy(right, "accuracy (%),\nby rule: seeds and mean", xlabel="ties")
     return figure
 
 

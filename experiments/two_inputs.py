@@ -20,7 +20,7 @@ from experiments.common.command import claim
 from experiments.digits import layers
 
 RULES = {"first": (1.0, 0.0), "last": (0.0, 1.0), "split": (0.5, 0.5), "none": (0.0, 0.0)}  # shares of J_m where a = b
-IN_WORDS = {"first": "all to a", "last": "all to b", "split": "half each", "none": "none to either"}
+IN_WORDS = {"first": "all to a", "last": "all to b", "split": "half each", "none": "to neither"}
 STEP, GAP = 1e-5, 1e-3  # of a difference; smallest gap between a and b, so that no step crosses the diagonal
 
 

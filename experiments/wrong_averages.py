@@ -115,9 +115,9 @@ def picture(results: Results) -> Figure:
     names, shares = list(results.accuracies), [100 * share for share in results.accuracies.values()]
     colours = [style.RED if name.endswith(")") else style.GREY for name in names]
     accuracies.bar_label(accuracies.barh(names, shares, color=colours), fmt="%.0f", padding=3)
-    style.tidy(accuracies, "held-out digits read right (%); grey: by right gradients", xlim=(0, 105))
+    style.tidy(accuracies, "held-out accuracy (%); grey: right gradients", xlim=(0, 105))
     rows = np.arange(len(results.errors))
-    for i, (kind, colour) in enumerate({"biases (what goes back)": style.BLUE, "weights": style.PURPLE}.items()):
+    for i, (kind, colour) in enumerate({"biases (the propagated error)": style.BLUE, "weights": style.PURPLE}.items()):
         errors.barh(rows + 0.4 * i, [error[i] for error in results.errors.values()], 0.36, color=colour, label=kind)
     errors.set_yticks(rows + 0.2, list(results.errors))
     style.tidy(errors, "(c): relative error of the gradients of", xscale="log", xlim=(1e-8, 3), ylim=(-2, len(rows)))

@@ -11,7 +11,7 @@ JAX may change these between releases without a deprecation period. Each use has
 `sharding` of `jax.typeof`, `update`        result types on Explicit meshes. Without it: such meshes must be refused.
 `Jaxpr`, `jaxpr_as_fun`                     the layout of convolutions in microbatches. Without them: slower on a CPU.
 (`jax.extend.core`)
-`jax.core.Tracer`                           whether values can be checked. Without it: they are not.
+`jax.core.Tracer`                           whether an array has a value to check. Without it: no checks of values.
 ==========================================  ===========================================================================
 """
 
@@ -97,7 +97,7 @@ def define_batching(primitive: Primitive, rule: Callable[..., Any]) -> None:
 def define_lowering(
     primitive: Primitive, function: Callable[..., Any], platform: str | None = None, *, shardings: bool = True
 ) -> None:
-    """The program of a primitive: that of a function of the same operands and params, for one platform or for all.
+    """Lowers a primitive as a function of its operands and params, for one platform or for all.
 
     Without `shardings` the function sees plain arrays, and XLA's partitioner decides what each device computes.
     """

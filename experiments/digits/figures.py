@@ -25,7 +25,7 @@ def learning_curve(history: Sequence[Any], path: Path) -> None:
     style.tidy(left, "loss on the training digits", xlabel="epoch", ylabel="mean cross entropy (nats)", yscale="log")
     right.plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=RED, markersize=3)
     title = f"held-out digits: {history[-1].accuracy:.1%} at the end"
-    style.tidy(right, title, xlabel="epoch", ylabel="read right (%)")
+    style.tidy(right, title, xlabel="epoch", ylabel="accuracy (%)")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     style.save(figure, path)

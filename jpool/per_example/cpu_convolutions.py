@@ -30,7 +30,7 @@ def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
             if fast is not jaxpr:
                 results = lax.platform_dependent(*leaves, cpu=jaxpr_as_fun(fast), default=as_it_is)
                 return jax.tree.unflatten(structure, results)
-        except Exception:  # of any kind: to be slower is not an error
+        except Exception:  # any failure: slow is better than an error
             return function(*arguments)
         return jax.tree.unflatten(structure, as_it_is(*leaves))
 

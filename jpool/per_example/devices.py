@@ -28,7 +28,7 @@ def over_devices(function: Callable[..., Any], mesh: Mesh, axis_name: str, out_s
 
 
 def vary_like(params: Any, batch: Any) -> Any:
-    """Marks params as different on every device over which the batch is split: each device then has its own gradient.
+    """Marks params as varying over the devices that share the batch, so that each has the gradient of its own examples.
 
     Without the mark JAX adds up the gradients of all devices (jax#36886).
     """
@@ -53,7 +53,7 @@ def share_first_axis(array_shapes: list[Shape]) -> bool:
 
 
 def check_mesh(name: str, mesh: Any, axis_name: str) -> None:
-    """Refuses a mesh that is none, and an axis name that it does not have."""
+    """Refuses what is not a Mesh, and an axis name that it lacks."""
     if mesh is None:
         return
     if not isinstance(mesh, Mesh):
@@ -68,7 +68,7 @@ def check_mesh(name: str, mesh: Any, axis_name: str) -> None:
 
 
 def check_batch(name: str, batch: tuple[Any, ...], mesh: Mesh | None, axis_name: str) -> None:
-    """Refuses arrays that are no batch, that the mesh does not divide, or that are on several devices without one."""
+    """Refuses arrays without a common first axis, not divisible over the mesh, or on several devices without a mesh."""
     batch_shapes = shapes(batch)
     if not batch_shapes or not share_first_axis(batch_shapes):
         raise ValueError(

@@ -3,8 +3,7 @@
     per_example_value_and_grad(loss) :: (params, *batch)    -> (values (B,), gradients (B, *shape))
     mean_over_examples().update      :: gradients (B, *shape) -> their mean (*shape)
 
-Every example is computed separately, on one device or on the devices of a mesh. The mean is taken over gradients, and
-nowhere before.
+Every example is computed separately, on one device or on the devices of a mesh. Only gradients are averaged.
 """
 
 from collections.abc import Callable
@@ -139,6 +138,6 @@ def _check_gradients(leaves: list[Shape], expected: list[Shape] | None) -> None:
         raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {leaves}.")
     if expected is not None and [shape[1:] for shape in leaves] != expected:
         raise ValueError(
-            "mean_over_examples: updates must have the shapes of params behind a leading axis of examples; got "
+            "mean_over_examples: updates must have the shapes of params after a leading axis of examples; got "
             f"{leaves} for params of shapes {expected}."
         )

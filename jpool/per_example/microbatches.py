@@ -18,7 +18,7 @@ SUMS_AND_ROWS = (optax.microbatching.AccumulationType.SUM, optax.microbatching.A
 
 
 def in_microbatches(function: Callable[[Any], tuple[Any, Any]], size: int | None) -> Callable[[Any], tuple[Any, Any]]:
-    """Applies function to `size` examples at a time, and last to those that remain: nothing is padded.
+    """Applies function to `size` examples at a time, then to the remainder: nothing is padded.
 
     The first result of function is summed over microbatches; the second has a row for every example.
     """

@@ -29,8 +29,8 @@ class GradientStatistics(NamedTuple):
     losses: jax.Array  # (B,)
     squared_norms: jax.Array  # (B,), of each example's gradient, over all parameters
     mean: Any  # the gradients' mean, a pytree like params
-    noise_trace: jax.Array  # unbiased trace of the covariance of one example's gradient
-    signal: jax.Array  # unbiased squared norm of the true gradient
+    noise_trace: jax.Array  # unbiased estimate of the trace of the covariance of one example's gradient
+    signal: jax.Array  # unbiased estimate of the squared norm of the true gradient
     noise_scale: jax.Array  # noise_trace / signal, in examples
 
 
@@ -62,7 +62,7 @@ def gradient_statistics(
         signal      = (B m - n) / (B - 1)    the squared norm of the gradient that a mean over all data would have
         noise_scale = noise_trace / signal   the batch size at which noise and signal of the mean gradient are equal
 
-    The first two are unbiased over draws of the batch, so signal may be negative, and is returned as it is: average
+    The first two are unbiased estimates, so signal may be negative, and is returned as it is: average
     both over several batches before taking their ratio. (McCandlish et al. 2018, "An Empirical Model of Large-Batch
     Training", appendix A.1, with the batches of one example and of B.)
 
@@ -160,7 +160,7 @@ def gradient_totals(
 
 
 def check_microbatch_size(name: str, size: Any) -> None:
-    """Refuses a size that is no number of examples."""
+    """Refuses what is neither None nor an int >= 1."""
     if size is not None:
         positive_int(name, "microbatch_size", size, ", or None for the whole batch")
 
@@ -170,7 +170,9 @@ def check_examples(name: str, batch: tuple[Any, ...], weights: Any, mesh: Mesh |
     check_batch(name, batch, mesh, axis_name)
     (count, *_), *_ = shapes(batch)
     if count == 0:
-        raise ValueError(f"{name}: the mean of no examples is undefined; got a batch of shapes {shapes(batch)}.")
+        raise ValueError(
+            f"{name}: the mean of no examples is undefined; got a batch of shapes {shapes(batch)}. Skip empty batches."
+        )
     if weights is None:
         return
     if jnp.shape(weights) != (count,):

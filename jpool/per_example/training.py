@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step, with a copy of params: donating the state does not consume the caller's."""
+        """The state before the first step, with a copy of params: donating the state leaves the caller's intact."""
         # With an explicit dtype no leaf is weakly typed. A weak type would become strong in the first step, and the
         # second step would be compiled again.
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)

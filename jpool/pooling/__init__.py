@@ -1,8 +1,8 @@
 """Max pooling of one example, and its derivative. Independent of `jpool.per_example`.
 
-The idea is in `plain/forward` and `plain/backward`. The modules in order, each imports only modules above it:
+The idea is in `plain/forward` and `plain/backward`. The modules in order; each imports only modules above it:
 
-    integers/arguments     the arguments of a pooling, and every error that they can have
+    integers/arguments     the arguments of a pooling, and every check of them
     integers/geometry      Axis, Geometry, Step: the integers of a pooling
     plain/arrays           constants, padding, and the dtype of sums
     plain/ties             the rules for ties
@@ -11,7 +11,7 @@ The idea is in `plain/forward` and `plain/backward`. The modules in order, each 
     plain/windows          how windows read an array
     plain/forward          select: the value and the winner of every window
     plain/backward         route, and its transpose gather
-    derivative/primitives  select, largest, route and gather as JAX primitives, with a program for each platform
+    derivative/primitives  select, select_values, route and gather as JAX primitives, with a program for each platform
     derivative/vjp         the derivative of a pooling
     cpu/                   select and route arranged for XLA:CPU; everything works without this folder
     functions/inputs       the array arguments

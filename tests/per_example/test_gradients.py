@@ -5,22 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from shared.regression import PARAMS, XS, YS, loss
 
 import jpool
-
-PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.25)}
-XS = jnp.asarray(np.random.default_rng(0).integers(-3, 4, (5, 3)), jnp.float32)
-YS = jnp.asarray(np.random.default_rng(1).integers(-3, 4, (5,)), jnp.float32)
 
 
 @pytest.fixture(autouse=True)
 def promotion_as_usual():
     with jax.numpy_dtype_promotion("standard"):  # which optax's adam needs
         yield
-
-
-def loss(params, x, y):
-    return (params["w"] @ x + params["b"] - y) ** 2
 
 
 def in_numpy(params):
@@ -108,7 +101,7 @@ def test_mean_over_examples_leaves_a_mean_unchanged():
         ({"w": jnp.ones((5, 3)), "b": jnp.float32(1)}, None, "every leaf with the same leading axis"),
         ({"w": jnp.ones((5, 3)), "b": jnp.ones(4)}, None, "every leaf with the same leading axis"),
         ({"w": jnp.ones((0, 3)), "b": jnp.ones(0)}, PARAMS, "the mean of no examples is undefined"),
-        ({"w": jnp.ones((5, 4)), "b": jnp.ones(5)}, PARAMS, "must have the shapes of params behind a leading axis"),
+        ({"w": jnp.ones((5, 4)), "b": jnp.ones(5)}, PARAMS, "must have the shapes of params after a leading axis"),
     ],
 )
 def test_updates_that_are_not_per_example_gradients_are_refused(gradients, params, text):

@@ -1,26 +1,18 @@
 """A training step, compared with plain optax."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from shared.regression import PARAMS, XS, YS, loss
 
 import jpool
-
-PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.25)}
-XS = jnp.asarray(np.random.default_rng(0).integers(-3, 4, (5, 3)), jnp.float32)
-YS = jnp.asarray(np.random.default_rng(1).integers(-3, 4, (5,)), jnp.float32)
 
 
 @pytest.fixture(autouse=True)
 def promotion_as_usual():
     with jax.numpy_dtype_promotion("standard"):  # which optax's adam needs
         yield
-
-
-def loss(params, x, y):
-    return (params["w"] @ x + params["b"] - y) ** 2
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,6 @@ def test_the_library_works_without_the_arrangement_for_cpus(tmp_path):
 
 def test_a_platform_without_an_arrangement_uses_the_plain_algorithm():
     x = jax.ShapeDtypeStruct((9, 9, 2), np.float32)
-    program = jax.jit(lambda x: primitives.largest(geometry(CASES["overlapping"]), x)).trace(x)
+    program = jax.jit(lambda x: primitives.select_values(geometry(CASES["overlapping"]), x)).trace(x)
     gpu, rocm = (program.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "rocm"))
     assert gpu == rocm != program.lower(lowering_platforms=("cpu",)).as_text()

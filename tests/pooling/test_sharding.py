@@ -103,7 +103,7 @@ def test_unpooling_with_a_concrete_argmax_inside_jit(xs, as_array):
     concrete, reversed_ = as_array(argmax), as_array(argmax[::-1])
     unpooled = jax.jit(lambda values: jpool.max_unpool(values, concrete, (9, 10), **SAME))(values)
     np.testing.assert_array_equal(unpooled, jpool.max_unpool(values, argmax, (9, 10)))
-    with pytest.raises(ValueError, match="argmax must hold indices that their windows cover"):
+    with pytest.raises(ValueError, match="argmax must hold indices inside their windows"):
         jax.jit(lambda values: jpool.max_unpool(values, reversed_, (9, 10), **SAME))(values)
 
 

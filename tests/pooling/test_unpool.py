@@ -336,7 +336,7 @@ def test_dtypes_with_the_geometry(dtype):
 def test_an_index_outside_its_window_is_refused_if_concrete_and_skipped_if_traced():
     values, argmax = jnp.ones((2, 1)), np.array([[1], [0]])  # 0 is in the first window, not in the second
     text = (
-        r"max_unpool: argmax must hold indices that their windows cover, or -1; got 0 at position \(1, 0\), where the "
+        r"max_unpool: argmax must hold indices inside their windows, or -1; got 0 at position \(1, 0\), where the "
         "window has no tap. Give the geometry that argmax is from, or omit window_shape"
     )
     with pytest.raises(ValueError, match=text):

@@ -8,9 +8,9 @@ reason and the measurement that justifies it beside it.
 from functools import partial
 
 from jpool.pooling.cpu.backward import route
-from jpool.pooling.cpu.forward import ARRANGEMENT, largest, select
+from jpool.pooling.cpu.forward import ARRANGEMENT, select, select_values
 from jpool.pooling.derivative import primitives
 from jpool.pooling.plain.backward import gather
 
-OPERATIONS = primitives.Operations(select, largest, route, partial(gather, arrangement=ARRANGEMENT))
+OPERATIONS = primitives.Operations(select, select_values, route, partial(gather, arrangement=ARRANGEMENT))
 primitives.PLATFORMS["cpu"] = OPERATIONS

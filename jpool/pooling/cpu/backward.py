@@ -42,7 +42,7 @@ def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Arra
     blocks_win = step.block > 1 and not rule.masks
     taps = taps_by_shift(axes)
     first_shifts = [min(shift[i] for shift in taps) for i in range(len(axes))]
-    # The elements `m * stride + phase` read the windows from `m + first` on as windows read elements: with stride 1.
+    # Elements `m * stride + phase` read windows as a pooling of stride 1 reads elements, from window `m + first` on.
     readers = [
         Axis(axis.output, max(shift[i] for shift in taps) - first + 1, 1, 1, -first, -(-axis.size // axis.stride))
         for i, (axis, first) in enumerate(zip(axes, first_shifts, strict=True))

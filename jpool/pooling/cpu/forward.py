@@ -32,7 +32,7 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
     return from_bits(values, x.dtype), tuple(winners)
 
 
-def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
+def select_values(geometry: Geometry, x: jax.Array) -> jax.Array:
     """The values of `select`, bit for bit. Candidates are compared in pairs, which a processor can overlap."""
     rule, in_place, values = RULES[geometry.ties], selects_in_place(geometry, ARRANGEMENT), to_bits(x, x.dtype)
 

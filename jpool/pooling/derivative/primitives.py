@@ -1,7 +1,7 @@
-"""select, route and gather as JAX primitives: one operation each while tracing, with a program for each platform.
+"""The operations of pooling as JAX primitives: one each while tracing, with a program for each platform.
 
     select_p  :: (geometry; x)            -> values, *winners        static; arrays
-    largest_p :: (geometry; x)            -> values
+    select_values_p :: (geometry; x)            -> values
     route_p   :: (geometry; *winners, ct) -> cotangent of x
     gather_p  :: (geometry; *winners, t)  -> tangent of values
 
@@ -31,7 +31,7 @@ from jpool.jax_extensions import (
 )
 from jpool.pooling.integers.geometry import Geometry, identity
 from jpool.pooling.plain import backward, forward
-from jpool.pooling.plain.steps import GPU, Arrangement, steps
+from jpool.pooling.plain.steps import DEFAULT, Arrangement, steps
 from jpool.pooling.plain.ties import RULES
 
 
@@ -39,23 +39,23 @@ class Operations(NamedTuple):
     """The program of each primitive on one platform."""
 
     select: Any  # (geometry, x) -> (values, winners)
-    largest: Any  # (geometry, x) -> values
+    select_values: Any  # (geometry, x) -> values
     route: Any  # (geometry, winners, ct) -> cotangent of x
     gather: Any  # (geometry, winners, t) -> tangent of values
 
 
 def plain(arrangement: Arrangement) -> Operations:
     """The plain algorithm, with windows divided into the steps that suit the platform."""
-    functions: Any = forward.select, forward.largest, backward.route, backward.gather
+    functions: Any = forward.select, forward.select_values, backward.route, backward.gather
     return Operations(*(partial(function, arrangement=arrangement) for function in functions))
 
 
-PLAIN = plain(GPU)  # for every platform that is not in PLATFORMS, to which the folder `cpu` adds its own
+PLAIN = plain(DEFAULT)  # for every platform that is not in PLATFORMS, to which the folder `cpu` adds its own
 # With separate phases the TPU's compiler estimates a third of the cycles for a U-Net (libtpu 0.0.52).
 PLATFORMS: dict[str, Operations] = {"tpu": plain(Arrangement(axis_taps=8, joint_phase_axes=1))}
 
 
-select_p, largest_p = Primitive("max_pool_select"), Primitive("max_pool_largest")
+select_p, select_values_p = Primitive("max_pool_select"), Primitive("max_pool_select_values")
 route_p, gather_p = Primitive("max_pool_route"), Primitive("max_pool_gather")
 select_p.multiple_results = True
 
@@ -66,9 +66,9 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array
     return values, tuple(winners)
 
 
-def largest(geometry: Geometry, x: jax.Array) -> jax.Array:
-    """See `forward.largest`."""
-    return _bind(largest_p, x, geometry=geometry)
+def select_values(geometry: Geometry, x: jax.Array) -> jax.Array:
+    """See `forward.select_values`."""
+    return _bind(select_values_p, x, geometry=geometry)
 
 
 def route(geometry: Geometry, winners: tuple[jax.Array, ...], ct: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def _bind(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any
 
 
 def _type(operands: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any = None) -> Any:
-    """The type of a result: sharded as the operands are along identity axes, on every device along the others."""
+    """The type of a result: sharded as the operands are along identity axes, replicated along the others."""
     partitions = []
     for i, axis in enumerate(geometry.axes):
         names = [operand.sharding.spec[i] for operand in operands if axis.is_identity]
@@ -103,13 +103,13 @@ def _type(operands: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any 
 
 def _types_of_select(x: Any, *, geometry: Geometry) -> list[Any]:
     rule = RULES[geometry.ties]
-    poolings = [step.geometry for step in steps(geometry, GPU)] if rule.masks else [geometry]
+    poolings = [step.geometry for step in steps(geometry, DEFAULT)] if rule.masks else [geometry]
     winners = [_type([x], geometry, pooling.values_shape, rule.winners_dtype(pooling)) for pooling in poolings]
     return [_type([x], geometry, geometry.values_shape), *winners]
 
 
 select_p.def_abstract_eval(_types_of_select)
-largest_p.def_abstract_eval(lambda x, *, geometry: _type([x], geometry, geometry.values_shape))
+select_values_p.def_abstract_eval(lambda x, *, geometry: _type([x], geometry, geometry.values_shape))
 route_p.def_abstract_eval(lambda *arrays, geometry: _type(arrays, geometry, geometry.example_shape))
 gather_p.def_abstract_eval(lambda *arrays, geometry: _type(arrays, geometry, geometry.values_shape))
 
@@ -124,13 +124,13 @@ def _select_jvp(primals: Any, tangents: Any, *, geometry: Geometry) -> Any:
     return [values, *winners], [tangent, *map(no_tangent, winners)]
 
 
-def _largest_jvp(primals: Any, tangents: Any, *, geometry: Geometry) -> Any:
+def _select_values_jvp(primals: Any, tangents: Any, *, geometry: Geometry) -> Any:
     (values, *_), (tangent, *_) = _select_jvp(primals, tangents, geometry=geometry)
     return values, tangent
 
 
 define_jvp(select_p, _select_jvp)
-define_jvp(largest_p, _largest_jvp)
+define_jvp(select_values_p, _select_values_jvp)
 define_linear(route_p, lambda geometry: (gather_p, {"geometry": geometry}))
 define_linear(gather_p, lambda geometry: (route_p, {"geometry": geometry}))
 
@@ -170,8 +170,8 @@ def _program(primitive: Primitive, platform: str | None) -> Any:
         if primitive is select_p:
             values, winners = operations.select(geometry, *operands)
             return values, *winners
-        if primitive is largest_p:
-            return operations.largest(geometry, *operands)
+        if primitive is select_values_p:
+            return operations.select_values(geometry, *operands)
         *winners, array = operands
         return (operations.route if primitive is route_p else operations.gather)(geometry, winners, array)
 
@@ -184,12 +184,12 @@ def _jitted(primitive: Primitive, geometry: Geometry, *operands: jax.Array) -> A
 
 
 def _run(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any:
-    """Outside a trace: a compiled program, also under `jax.disable_jit`, because a primitive runs in no other way."""
+    """Eager calls run compiled, even under `jax.disable_jit`: a primitive has no other way to run."""
     with jax.disable_jit(False):
         return _jitted(primitive, geometry, *operands)
 
 
-for primitive in (select_p, largest_p, route_p, gather_p):
+for primitive in (select_p, select_values_p, route_p, gather_p):
     primitive.def_impl(partial(_run, primitive))
     define_batching(primitive, partial(_batched, primitive))
     for platform in (None, "cpu", "tpu"):

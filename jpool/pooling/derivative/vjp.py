@@ -15,7 +15,7 @@ from functools import partial
 
 import jax
 
-from jpool.pooling.derivative.primitives import gather, largest, route, select
+from jpool.pooling.derivative.primitives import gather, route, select, select_values
 from jpool.pooling.integers.geometry import Geometry
 from jpool.pooling.plain.forward import Winners
 
@@ -23,7 +23,7 @@ from jpool.pooling.plain.forward import Winners
 @partial(jax.jit, static_argnums=(0, 2), inline=True)
 def pool(geometry: Geometry, x: jax.Array, forward_mode: bool) -> jax.Array:
     """The values, which are differentiable."""
-    return largest(geometry, x) if forward_mode else _values(geometry, x)
+    return select_values(geometry, x) if forward_mode else _values(geometry, x)
 
 
 @partial(jax.jit, static_argnums=(0, 2), inline=True)
@@ -40,7 +40,7 @@ def pool_with_argmax(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _values(geometry: Geometry, x: jax.Array) -> jax.Array:
-    return largest(geometry, x)
+    return select_values(geometry, x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -41,7 +41,7 @@ def max_pool_with_argmax(
       window_dilation: an int or one per spatial axis; None is 1.
       ceil_mode: rounds the number of windows up instead of down, by torch's and ONNX's rule.
       channel_axis: -1 for channels last, 0 for channels first, None for no channels.
-      ties: "first" or "last"; under the other rules of `max_pool` a window may not have exactly one winner.
+      ties: "first" or "last"; under the other rules of `max_pool` a window can have no winner or several.
       forward_mode: whether to allow forward mode of the values as well.
 
     Returns:
@@ -52,7 +52,7 @@ def max_pool_with_argmax(
 
     Raises:
       TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
-      ValueError: an argument, or the rank of x, has a value that no pooling can have, or the spatial grid has more than
+      ValueError: an argument, or the rank of x, is invalid, or the spatial grid has more than
         2**31 elements.
 
     Example:
@@ -64,7 +64,8 @@ def max_pool_with_argmax(
     """
     name = "max_pool_with_argmax"
     one_winner = tuple(word for word, rule in RULES.items() if rule.one_winner)
-    check_word(name, "ties", ties, one_winner, " A window has one argmax: take max_pool for its values.")
+    advice = f" A window has one argmax: with ties={ties!r} use max_pool." if ties in [*RULES] else ""
+    check_word(name, "ties", ties, one_winner, advice)
     geometry, x = resolve_pooling(
         name, x, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis, ties, forward_mode
     )

@@ -40,7 +40,9 @@ def resolve_pooling(
 def real_array(function: str, name: str, x: Any) -> jax.Array:
     """The argument called `name` as a JAX array of real numbers, or an error that says why it is not one."""
     if not isinstance(x, (jax.Array, np.ndarray, np.generic)) and not hasattr(x, "__jax_array__"):
-        raise TypeError(f"{function}: {name} must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}.")
+        raise TypeError(
+            f"{function}: {name} must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}. Use jnp.asarray."
+        )
     wrong = (
         f"{function}: {name} must be an array of numbers (floats, integers or bool); got {type(x).__name__} of dtype "
     )

@@ -23,7 +23,7 @@ def max_pool(
 ) -> jax.Array:
     """Takes the maximum of every window of ONE example, and sends each cotangent back to the element that won.
 
-    A batch is `jax.vmap(lambda x: jpool.max_pool(x, ...))(batch)`: every example is pooled, and differentiated,
+    For a batch use `jax.vmap(lambda x: jpool.max_pool(x, ...))(batch)`: every example is pooled, and differentiated,
     separately. Works under jit, vmap, grad, scan, cond, remat, and for gradients of gradients, in any nesting.
 
     The element that wins a window supplies its value and receives its cotangent (the gradient of the loss with respect
@@ -42,7 +42,7 @@ def max_pool(
     The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element (uint8 for windows
     of up to 255 taps, uint16 up to 65,535, else uint32), and neither pass scatters, so it is deterministic.
 
-    JAX refuses forward mode of a function with a reverse mode of its own: `jax.jvp`, `jax.jacfwd`, the map that
+    JAX refuses forward mode of a `jax.custom_vjp`: `jax.jvp`, `jax.jacfwd`, the map that
     `jax.linearize` returns, and reverse over forward such as `jax.jacrev(jax.jacfwd(f))`, raise a TypeError.
     `jax.hessian` works. With `forward_mode=True` all of them work; values, gradients and what is saved are the same,
     bit for bit.
@@ -67,7 +67,7 @@ def max_pool(
           for up to 7, uint16 up to 15, else uint32; windows of more than 9 taps are pooled axis by axis, with a mask
           for each step). Every side of the window must be a product of numbers up to 31.
         - "none": no element, the textbook rule J_a = J_m if a > b else 0 read literally. The cotangent of a window with
-          a tie, or with a NaN, is lost: after relu, that of every window of zeros. uint8 is for up to 254 taps here.
+          a tie, or with a NaN, is lost: after relu, that of every window of zeros. Saves uint8 for up to 254 taps.
 
         Under every rule except "none" the first NaN receives the whole cotangent, and the gradient of a window with a
         real element sums to its cotangent (for "split" up to rounding).
@@ -137,7 +137,7 @@ def min_pool(
 
     Raises:
       TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
-      ValueError: an argument, or the rank of x, has a value that no pooling can have.
+      ValueError: an argument, or the rank of x, is invalid.
 
     Example:
       >>> import jax, jpool

@@ -2,11 +2,11 @@
 
 With the geometry of the pooling, an index determines which tap of its window won, and unpooling is `route`.
 
-Without it, indices are available only at run time. The usual program is a scatter, whose sums have no fixed order on a
-GPU. Here every element reads the values that it may receive. They follow from argmax: along each axis, a row of argmax
-is read by those coordinates that are between the smallest and the largest coordinate in it. For the argmax of a pooling
-these are the windows that cover the element, whatever their geometry. Any other array of indices works as well, but
-slower.
+Without it, which values an element receives is known only at run time. The usual program is a scatter, whose sums have
+no fixed order on a GPU. Here every element reads the values that it may receive. They follow from argmax: along each
+axis, a row of argmax is read by those coordinates that are between the smallest and the largest coordinate in it. For
+the argmax of a pooling these are the windows that cover the element, whatever their geometry. Any other array of
+indices works as well, but slower.
 """
 
 import math
@@ -46,7 +46,7 @@ def max_unpool(
 ) -> jax.Array:
     """Puts each value of ONE example back where argmax found it, and zeros elsewhere.
 
-    The exact transpose of reading an example at argmax. A batch is `jax.vmap`.
+    The exact transpose of reading an example at argmax. For a batch use `jax.vmap`.
 
     If you can, give the geometry of the pooling that argmax is from: window_shape and the arguments after it. Unpooling
     is then the backward pass of that pooling, one kernel without a loop. Without it the program finds at run time which
@@ -55,7 +55,7 @@ def max_unpool(
 
     ========================================  =========================================================================
     several values with one index             add up, as where windows overlap (torch keeps one of them, and its
-                                              gradient is that of another function)
+                                              gradient does not match that)
     index -1                                  the value is skipped, and its gradient is 0
     an index outside the grid, or one that    an error if argmax is concrete; skipped like -1 if it is traced, under
     its window does not cover                 `jax.jit` and `jax.vmap`
@@ -82,7 +82,7 @@ def max_unpool(
       One example of that spatial shape, with the channels, layout and dtype of values.
 
     Raises:
-      TypeError: values or argmax is not an array of numbers or integers, or an argument is not of the type above.
+      TypeError: values is not an array of real numbers, argmax not one of integers, or an argument has another type.
       ValueError: the shapes do not match, the grid has more than 2**31 elements, another part of the geometry is given
         without window_shape, or a concrete argmax holds an index outside the grid or outside its window.
 
@@ -147,7 +147,7 @@ def _check_covered(name: str, geometry: Geometry, sizes: Sizes, channel_axis: in
     _, covered = _taps(geometry, sizes, channel_axis, argmax)
     for position in map(tuple, np.argwhere(~covered & (argmax >= 0))[:1].tolist()):
         raise ValueError(
-            f"{name}: argmax must hold indices that their windows cover, or -1; got {argmax[position]} at position "
+            f"{name}: argmax must hold indices inside their windows, or -1; got {argmax[position]} at position "
             f"{position}, where the window has no tap. Give the geometry that argmax is from, or omit window_shape."
         )
 
@@ -182,7 +182,7 @@ def _check_no_geometry(name: str, options: dict[str, Any]) -> None:
     """Refuses a part of the geometry without window_shape."""
     for option, default in (("strides", None), ("padding", "VALID"), ("window_dilation", None), ("ceil_mode", False)):
         value = options[option]
-        if value is not default and value != default:
+        if value is not default and not (isinstance(value, str | bool) and value == default):
             raise ValueError(
                 f"{name}: {option} is part of the geometry of the pooling, which needs window_shape; got "
                 f"{option}={value!r} and window_shape=None. Give both, or neither."

@@ -10,7 +10,7 @@ from jpool.checks import is_int, shown
 
 PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
 CHANNEL_AXES = (-1, 0, None)
-MAX_TAPS = 2**32 - 2  # winners have at most 32 bits, and the rules for ties need two numbers that are no tap's
+MAX_TAPS = 2**32 - 2  # winners have at most 32 bits, and the rules for ties need two spare numbers
 MAX_INDICES = 2**31  # an argmax is int32
 
 Pad = str | tuple[int, int]  # along one axis
@@ -20,8 +20,8 @@ def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
     """A tuple of ints >= 1, one per spatial axis."""
     if not isinstance(value, (tuple, list)):
         raise TypeError(
-            f"{function}: {argument} must be a tuple of ints >= 1, one per spatial axis; got {shown(value)}. "
-            "An int is refused because it does not say how many axes are spatial: write (2, 2) for images."
+            f"{function}: {argument} must be a tuple of ints >= 1, one per spatial axis; got {shown(value)}."
+            + (f" For two spatial axes write ({value}, {value})." if is_int(value) else "")
         )
     if not value:
         raise ValueError(f"{function}: {argument} must have at least one spatial axis; got {value!r}.")
@@ -29,7 +29,7 @@ def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
 
 
 def window_sizes(function: str, window_shape: Any) -> tuple[int, ...]:
-    """The sizes of a window, which has no more taps than winners can number."""
+    """The sizes of a window of at most MAX_TAPS taps."""
     checked = sizes(function, "window_shape", window_shape)
     if math.prod(checked) > MAX_TAPS:
         raise ValueError(f"{function}: window_shape must have at most {MAX_TAPS} taps in all; got {checked}.")
@@ -97,8 +97,8 @@ def check_indices_fit(function: str, argument: str, spatial_shape: tuple[int, ..
     if math.prod(spatial_shape) * channels > MAX_INDICES:
         and_channels = f" and {channels} channels" if channels > 1 else ""
         raise ValueError(
-            f"{function}: {argument} must have at most 2**31 elements, because flat indices are int32; got spatial "
-            f"shape {spatial_shape}{and_channels}. Pool parts of it, and add the offset of each part to its indices."
+            f"{function}: {argument} must span at most 2**31 positions, because flat indices are int32; got spatial "
+            f"shape {spatial_shape}{and_channels}. Process parts of it, and add the offset of each part to its indices."
         )
 
 

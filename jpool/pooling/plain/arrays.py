@@ -29,7 +29,7 @@ def filled(like: jax.Array, number: np.ndarray | int) -> jax.Array:
 
 
 def spread_along(i: int, numbers: np.ndarray, like: jax.Array) -> jax.Array:
-    """Numbers or bools along axis i of an array, or one for the whole axis: its shape, and for numbers its dtype."""
+    """Broadcasts numbers or bools along axis i, or one for all, to the shape of `like`; numbers take its dtype."""
     dtype = bool if numbers.dtype == bool else like.dtype
     if numbers.size == 1:
         return lax.broadcast(numbers.astype(dtype).reshape(()), like.shape)

@@ -1,25 +1,28 @@
 """The backward pass: `route` sends every cotangent to the winner of its window. `gather` is its transpose.
 
-    route  :: (geometry; winners, ct) -> cotangent of the example        static; arrays
+    route  :: (geometry; winners, ct) -> cotangent of the example        (static arguments; arrays)
     gather :: (geometry; winners, t)  -> tangent of the values
 
 A cotangent (`ct`) is the gradient of the loss with respect to one value. Usually "every window adds its cotangent to
 its winner", which writes to addresses that depend on the data: a scatter. Here every element reads the windows that
 cover it, which depend on the geometry only. Along an axis of stride s, the element at `m * s + phase` is covered by the
 windows `m + shift` for a few shifts, and which of their taps it is depends on shift and phase (without padding and
-dilation it is tap `phase - shift * s`). Elements a to e, window 3, stride 2:
+dilation it is tap `phase - shift * s`). For window 3 and stride 2:
 
-    element                        a   b   c   d   e
-    m                              0   0   1   1   2
-    phase                          0   1   0   1   0
-    its tap in window m            0   1   0   1   -        shift 0
-    its tap in window m - 1        -   -   2   -   2        shift -1
+    phase                                              0    1
+    tap in window m         (shift 0)                  0    1
+    tap in window m - 1     (shift -1)                 2    -
 
-So for each shift: keep the cotangents of the windows whose winner is the tap in this table, zero elsewhere; move them
-so that row m has those of window `m + shift`; add up. All phases together are one array axis, which is then merged with
-the axis of m. Windows that do not overlap usually have one shift, and nothing to move.
+    x = [1, 5, 2, 5, 9], winners [1, 2], ct [10, 20]   m = 0         m = 1        m = 2
+    ct of window m, where its winner is tap 0, 1       0, 10         0, 0         (no window)
+    ct of window m - 1, where its winner is tap 2, -   (no window)   0, 0         20, 0
+    sum, merged into elements: [0, 10, 0, 0, 20]       0, 10         0, 0         20, (cut off)
 
-Several steps are walked backwards, each finding the winners inside the blocks that it compared.
+So for each shift: keep the cotangents of the windows whose winner is the tap in the table, zero elsewhere; shift them,
+so that index m holds window `m + shift`; add up. The phases are an array axis after m, and a reshape merges both into
+the elements. Windows that do not overlap usually have one shift, and nothing to move.
+
+A pooling in steps is undone from the last step to the first; each yields the winners of the step before.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,12 +36,12 @@ from jpool.pooling.integers.geometry import Geometry, Step
 from jpool.pooling.plain.arrays import filled, to_accumulator
 from jpool.pooling.plain.forward import Winners
 from jpool.pooling.plain.phases import PhaseGroup, phase_groups
-from jpool.pooling.plain.steps import GPU, Arrangement, steps
+from jpool.pooling.plain.steps import DEFAULT, Arrangement, steps
 from jpool.pooling.plain.ties import RULES
 from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
 
-def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
+def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arrangement = DEFAULT) -> jax.Array:
     """Sends each cotangent to the winner of its window; where windows overlap, an element adds up what it receives.
 
     If ties are split, each tied element receives an equal share. Floats of less than 32 bits add up in float32 and are
@@ -61,7 +64,7 @@ def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arra
     return lax.convert_element_type(sums, ct.dtype)
 
 
-def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
+def gather(geometry: Geometry, winners: Winners, t: jax.Array, arrangement: Arrangement = DEFAULT) -> jax.Array:
     """Reads from t, of shape `geometry.example_shape`, the element at each winner; 0 where a window has no winner.
 
     If ties are split, the mean of the tied elements.
@@ -83,8 +86,8 @@ def winners_by_step(geometry: Geometry, winners: Winners, arrangement: Arrangeme
             yield step, winners[i]
             continue
         yield step, step_winners
-        if i:  # The winner inside each block is the same for every window that the block won, so any of them gives it;
-            # `step.block` is no tap of a block.
+        if i:
+            # Windows won by one block agree on the winner inside it, so min returns it; `step.block` means not won.
             step_winners = _windows_to_elements(
                 step, arrangement, _winner_in_block, step_winners, combine=lax.min, init_value=step.block
             )
@@ -110,8 +113,8 @@ def _windows_to_elements(
 ) -> jax.Array:
     """For each element or block of a step, combines the contributions of the windows that it won, else `init_value`.
 
-    `contribution(group, taps, winners, *arrays)` is what the windows contribute to these taps, which are numbered by
-    phase; `winners` and `arrays` have an entry for each window.
+    `contribution(group, taps, winners, *arrays)` is what each window contributes; `taps` has one tap per phase.
+    `winners` and `arrays` have an entry for each window.
     """
     rule, parts = RULES[step.geometry.ties], []
     for group in phase_groups(step, arrangement):
@@ -123,7 +126,7 @@ def _windows_to_elements(
             kept = lax.select(won, contribution(group, taps, *repeated), otherwise)
             aligned.append(group.align(kept, shift, init_value))
         parts.append(group.interleave(reduce(combine, aligned), init_value))
-    # There are no parts if no window covers an element.
+    # Without a covered element there are no parts.
     return reduce(combine, parts or [lax.full(step.geometry.example_shape, init_value, (winners, *arrays)[-1].dtype)])
 
 
@@ -140,7 +143,7 @@ def _gather_step(step: Step, winners: jax.Array, t: jax.Array) -> jax.Array:
     """For each window of a step, reads the element or block that holds its winner; 0 where there is none."""
     rule, axes = RULES[step.geometry.ties], step.geometry.axes
     if step.reduced_axes:  # the stride is the window, so there is one shift, and the phases are the taps
-        (group,) = phase_groups(step, GPU)
+        (group,) = phase_groups(step, DEFAULT)  # all phases together
         (taps,) = group.taps.values()
         won = rule.won(step, group.repeat(winners), taps, group.by_phase)
         t = t.reshape(group.shape)

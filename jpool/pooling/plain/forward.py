@@ -1,6 +1,6 @@
 """The forward pass: `select` finds the value and the winner of every window of one example.
 
-    select :: (geometry; x) -> (values, winners)        static; arrays
+    select :: (geometry; x) -> (values, winners)        (static arguments; arrays)
 
 Pad x, so that no window overhangs. Walk the taps of the window in row-major order: one strided slice reads one tap of
 all windows. Keep the larger value and the number of its tap, the winner; the rule for ties decides between equal
@@ -22,15 +22,16 @@ from jax import lax
 
 from jpool.pooling.integers.geometry import Geometry, Step
 from jpool.pooling.plain.arrays import padding_value
-from jpool.pooling.plain.steps import GPU, Arrangement, steps
+from jpool.pooling.plain.steps import DEFAULT, Arrangement, steps
 from jpool.pooling.plain.ties import RULES, Candidate
 from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
-# One array of tap numbers; if ties are split, an array for every step, of masks with a bit for each of its taps.
+# One array of tap numbers; if ties are split, an array of bit masks for every step, with a bit for each tap of the
+# step.
 Winners = tuple[jax.Array, ...]
 
 
-def select(geometry: Geometry, x: jax.Array, arrangement: Arrangement = GPU) -> tuple[jax.Array, Winners]:
+def select(geometry: Geometry, x: jax.Array, arrangement: Arrangement = DEFAULT) -> tuple[jax.Array, Winners]:
     """Finds the maximum of every window of one example, or the minimum if geometry.minimum, and the tap that holds it.
 
     Args:
@@ -46,9 +47,9 @@ def select(geometry: Geometry, x: jax.Array, arrangement: Arrangement = GPU) -> 
     rule, padding = RULES[geometry.ties], padding_value(geometry, x.dtype)
     values, winners = x, list[jax.Array]()
     for step in steps(geometry, arrangement):
-        inner = None if rule.masks or not winners else winners.pop()  # winners inside the blocks that the step compares
+        inner = None if rule.masks or not winners else winners.pop()  # of the step before: inside each block
         values, step_winners = _select_step(geometry, step, values, inner, padding)
-        if rule.masks:  # they mark the taps of this step; a number is that of a tap of the whole window
+        if rule.masks:  # they belong to this step; numbers are those of the whole window, and final after the last step
             step_winners = rule.resolve_padding(step.geometry, values, step_winners, padding)
         winners.append(step_winners)
     if not rule.masks:
@@ -56,7 +57,7 @@ def select(geometry: Geometry, x: jax.Array, arrangement: Arrangement = GPU) -> 
     return values, tuple(winners)
 
 
-def largest(geometry: Geometry, x: jax.Array, arrangement: Arrangement = GPU) -> jax.Array:
+def select_values(geometry: Geometry, x: jax.Array, arrangement: Arrangement = DEFAULT) -> jax.Array:
     """The values only; XLA removes the winners, which are not read."""
     return select(geometry, x, arrangement)[0]
 
@@ -84,7 +85,7 @@ def _reduce(
 ) -> Candidate:
     """`_select_step` along axes that one window covers completely, for rules with one winner: a `lax.reduce`.
 
-    It may take candidates in any order. The smaller of their marks is the earlier one.
+    Its order is free, so two candidates are ordered by their marks.
     """
     rule = RULES[geometry.ties]
     dtype = rule.winners_dtype(geometry)
@@ -98,7 +99,7 @@ def _reduce(
         second = lax.select(in_order, b[0], a[0]), lax.select(in_order, b[1], a[1])
         return rule.combine(geometry, first, second)
 
-    # The initial candidate loses every comparison and every tie: before all taps, or after them.
+    # The initial candidate loses to every element, also to an equal one: its mark is the first, or one after the last.
     init = padding, np.asarray(0 if rule.last_wins else geometry.taps, dtype)
     result = lax.reduce((values, marks if inner is None else lax.add(marks, inner)), init, combine, step.reduced_axes)
     return result[0].reshape(step.geometry.values_shape), result[1].reshape(step.geometry.values_shape)

@@ -64,7 +64,7 @@ class PhaseGroup:
         self.periods = [self._periods(i) for i in range(len(axes))]
 
     def _periods(self, i: int) -> int:
-        """The number of m along an axis: how many times the stride fits, the last time perhaps in part."""
+        """How many values m takes along an axis: size / stride, rounded up."""
         axis = self.axes[i]
         return axis.size if axis.is_identity else max(-(-(axis.size - self.separate.get(i, 0)) // axis.stride), 0)
 
@@ -109,7 +109,7 @@ class PhaseGroup:
 
 
 def phase_groups(step: Step, arrangement: Arrangement) -> Iterator[PhaseGroup]:
-    """All phases of a step together, except along axes where one after the other is better.
+    """All phases of a step together, except along axes where they are computed one by one.
 
     These are the strided axes after the first `arrangement.joint_phase_axes`, and those with phases that no tap covers:
     such phases are not computed.

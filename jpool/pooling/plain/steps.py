@@ -1,10 +1,10 @@
 """How a window is divided into steps that compile fast and run fast. Integers, no arrays.
 
 A small window is one step: all its taps are compared at once. A large window is pooled axis by axis, the last axis
-first: the maximum of each row, then the first row that holds the overall maximum. This is row-major order with the
-first maximum winning. Along a long axis a step compares a few blocks instead of single elements. The step before it
-pooled those blocks, so a window of n taps costs O(log n) comparisons per element. Neighbouring blocks may overlap: an
-element in two blocks counts as part of the earlier block.
+first: the winner of each row, then the winning row. This is the winner in row-major order. Along a long axis a step
+compares a few blocks instead of single elements. The step before it pooled those blocks, so a window of n taps costs
+O(log n) comparisons per element. Neighbouring blocks may overlap: an element in two blocks counts as part of the
+earlier block.
 
 Blocks do not overlap where the rule for ties shares a cotangent among elements, because no element may count twice.
 The window is then divided into its factors. The same is done for windows that share no element, if the factors are
@@ -27,15 +27,15 @@ Blocks = tuple[int, int, int]  # count, block_stride, length of each
 
 
 class Arrangement(NamedTuple):
-    """What differs between platforms. The defaults are those of GPUs."""
+    """What differs between platforms."""
 
-    direct_taps: int = 9  # windows of up to this many taps are one step; the same everywhere, because of masks
+    direct_taps: int = 9  # windows of up to this many taps are one step; the same everywhere: saved masks depend on it
     axis_taps: int = 16  # steps along one axis compare up to this many taps
     reduces: bool = True  # whether axes that one window covers completely are one step, a reduction
     joint_phase_axes: int | None = None  # strided axes whose phases are computed together; None for all
 
 
-GPU = Arrangement()
+DEFAULT = Arrangement()  # GPUs, and every platform without an arrangement of its own
 
 
 def steps(geometry: Geometry, arrangement: Arrangement) -> tuple[Step, ...]:
@@ -89,8 +89,7 @@ def _along(axis: Axis, masks: bool, arrangement: Arrangement) -> Iterator[tuple[
     share_no_element = axis.output == 1 or axis.stride >= axis.window * axis.dilation
     disjoint = masks or (share_no_element and largest_prime(axis.window) <= most)
     blocks = _disjoint_blocks(axis.window, most) if disjoint else _overlapping_blocks(axis.window, most)
-    # A step pools only the blocks that the next step reads: one every `spacing` elements of the axis, 0 if there is
-    # one.
+    # A step pools only the blocks that the next step reads: one per `spacing` elements; 0 means a single block.
     spacings = [axis.stride if axis.output > 1 or len(blocks) == 1 else 0]
     for _, block_stride, _ in reversed(blocks[1:]):
         spacings.insert(0, math.gcd(spacings[0], block_stride * axis.dilation))

@@ -85,7 +85,7 @@ class First:
         return first <= last
 
     def won(self, step: Step, winners: jax.Array, taps: np.ndarray, by_tap: ByTap) -> jax.Array:
-        """Whether the winner is in the block of a tap: of two that overlap, in the earlier. Tap -1 wins nothing."""
+        """Whether the winner is in the block of a tap; of two that hold it, the earlier. Tap -1 wins nothing."""
         if step.block == step.block_stride == 1:  # -1 is then the largest of the dtype, which is no winner
             return lax.eq(winners, by_tap(taps, winners.dtype))
         begin = np.where(taps > 0, (taps - 1) * step.block_stride + step.block, 0)  # where the block before ends

@@ -22,7 +22,7 @@ def pad_for_windows(axes: Sequence[Axis], array: jax.Array, value: np.ndarray | 
 def read_tap(axes: Sequence[Axis], index: Sequence[int], padded: jax.Array) -> jax.Array:
     """One tap of all windows at once, by its index along each axis: a strided slice with one element per window.
 
-    Negative padding is skipped.
+    A negative `low` skips elements.
     """
     start = [along * axis.dilation + max(-axis.low, 0) for along, axis in zip(index, axes, strict=True)]
     end = [
