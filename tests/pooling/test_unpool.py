@@ -243,7 +243,7 @@ def test_an_index_outside_the_grid_is_refused_if_concrete_and_skipped_if_traced(
         ({"spatial_shape": 6}, TypeError, "spatial_shape must be a tuple of ints >= 1.*got 6 of type int"),
         ({"spatial_shape": (6, 0)}, ValueError, "spatial_shape must hold ints >= 1; got 0"),
         ({"spatial_shape": (2, 3, 4)}, ValueError, r"argmax must be ONE example .*4 axes for spatial_shape \(2, 3, 4\).*jax.vmap\(lambda values, argmax: jpool.max_unpool"),
-        ({"spatial_shape": (2**16, 2**16)}, ValueError, r"spatial_shape must have at most 2\*\*31 elements"),
+        ({"spatial_shape": (2**16, 2**16)}, ValueError, r"spatial_shape must span at most 2\*\*31 positions"),
         ({"values": np.zeros((2, 2, 3))}, ValueError, r"values must have the shape of argmax, \(2, 2, 2\), one index for each value; got \(2, 2, 3\)"),
         ({"values": None}, TypeError, "values must be a JAX or NumPy array; got NoneType"),
         ({"values": ARGMAX * 1j}, TypeError, "values must be an array of real numbers; got dtype complex"),
