@@ -9,8 +9,9 @@ JAX may change these between releases without a deprecation period. Each use has
 `manual_axis_type` of `jax.typeof`          which arrays differ between devices in a `jax.shard_map`. Without it:
                                             gradients there are summed over devices, which is wrong.
 `sharding` of `jax.typeof`, `update`        result types on Explicit meshes. Without it: such meshes must be refused.
-`Jaxpr`, `jaxpr_as_fun`                     the layout of convolutions in microbatches. Without them: slower on a CPU.
-(`jax.extend.core`)
+`Jaxpr`, `jaxpr_as_fun`,                    the layout of convolutions in microbatches. Without them: slower on a CPU.
+(`jax.extend.core`),
+`jax.lax.conv_general_dilated_p`
 `jax.core.Tracer`                           whether an array has a value to check. Without it: no checks of values.
 ==========================================  ===========================================================================
 """
@@ -44,9 +45,14 @@ def mark_varying(arrays: Sequence[Any], axes: frozenset[str]) -> list[Any]:
     return [jax.lax.pcast(array, names, to="varying") if names else array for array, names in pairs]
 
 
+def with_partitions(sharding: Any, partitions: Sequence[Any]) -> Any:
+    """The same sharding, with the given mesh axes along the axes of an array."""
+    return sharding.update(spec=sharding.spec.update(partitions=partitions))
+
+
 def sharded_type(like: Any, sharding: Any, shape: Sequence[int], partitions: Sequence[Any], dtype: Any) -> Any:
-    """The type of a result: as `like`, but for the arguments given."""
-    sharding = sharding.update(spec=sharding.spec.update(partitions=partitions))
+    """The type of a result: as `like`, except for the other arguments."""
+    sharding = with_partitions(sharding, partitions)
     return like.update(shape=tuple(shape), dtype=dtype, weak_type=False, sharding=sharding)
 
 

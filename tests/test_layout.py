@@ -11,7 +11,7 @@ import jpool.pooling
 LIBRARY = Path(jpool.__file__).parent
 PACKAGES = {"pooling": jpool.pooling, "per_example": jpool.per_example}
 SHARED = ["checks", "jax_extensions"]
-INTERNALS = r"jax\.(_src|core|interpreters|extend)|manual_axis_type"
+INTERNALS = r"jax\.(_src|core|interpreters|extend)|manual_axis_type|(spec|sharding)\.update\("
 
 
 def order(package):

@@ -28,6 +28,7 @@ from jpool.jax_extensions import (
     no_tangent,
     sharded_type,
     varying_axes,
+    with_partitions,
 )
 from jpool.pooling.integers.geometry import Geometry, identity
 from jpool.pooling.plain import backward, forward
@@ -153,8 +154,7 @@ def _repeated(array: jax.Array, batch: jax.Array) -> jax.Array:
     if sharding.mesh.empty or sharding.spec[0] is None:
         sharding = None
     else:
-        partitions = [sharding.spec[0], *jax.typeof(array).sharding.spec]
-        sharding = sharding.update(spec=sharding.spec.update(partitions=partitions))
+        sharding = with_partitions(sharding, [sharding.spec[0], *jax.typeof(array).sharding.spec])
     shape = (batch.shape[0], *array.shape)
     return jax.lax.broadcast_in_dim(array, shape, range(1, len(shape)), out_sharding=sharding)
 
