@@ -61,10 +61,8 @@ def test_second_derivatives(outer, inner):
     np.testing.assert_array_equal(outer(inner(cube))(X), expected)
 
 
-@pytest.mark.parametrize(
-    ("in_axes", "out"), [((0, None), (2, 3)), ((None, 0), (2, 3)), ((0, 0), (2, 3)), ((1, 1), (2, 3))]
-)
-def test_vmap_over_x_residuals_or_both(in_axes, out):
+@pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0), (1, 1)])
+def test_vmap_over_x_residuals_or_both(in_axes):
     xs, indices_batch = jnp.stack([X, -X]), jnp.stack([INDICES, INDICES[::-1]])
     arguments = [
         {0: array, 1: array.T, None: array[0]}[axis] for array, axis in zip((xs, indices_batch), in_axes, strict=True)
