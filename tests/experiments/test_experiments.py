@@ -297,15 +297,8 @@ SMALL_POOLS = {
 }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--dtype", "bfloat16"],
-        pytest.param([], marks=pytest.mark.exhaustive),
-        pytest.param(["--layout", "first"], marks=pytest.mark.exhaustive),
-        pytest.param(["--shapes", "small", "LINE"], marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [[], ["--dtype", "bfloat16"], ["--layout", "first"], ["--shapes", "small", "LINE"]])
 def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "POOLS", SMALL_POOLS)
     files = ["--json", str(tmp_path / "b.json"), "--png", str(tmp_path / "b.png")]

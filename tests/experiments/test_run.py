@@ -196,6 +196,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
         )
 
 
+@pytest.mark.exhaustive
 def test_steps_that_are_not_finite_are_skipped_on_request(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "draw", spoiled(2, 3, 5))
     train_digits.main([*options, "--skip-nonfinite", "--checkpoint", str(tmp_path / "kept")])
