@@ -1,9 +1,9 @@
 """The operations of pooling as JAX primitives: one each while tracing, with a program for each platform.
 
-    select_p  :: (geometry; x)            -> values, *winners        static; arrays
+    select_p        :: (geometry; x)            -> values, *winners        (static arguments; arrays)
     select_values_p :: (geometry; x)            -> values
-    route_p   :: (geometry; *winners, ct) -> cotangent of x
-    gather_p  :: (geometry; *winners, t)  -> tangent of values
+    route_p         :: (geometry; *winners, ct) -> cotangent of x
+    gather_p        :: (geometry; *winners, t)  -> tangent of values
 
 Their programs are `plain.forward` and `plain.backward`, and for XLA:CPU `cpu`. Being primitives has three advantages.
 Tracing is short: result types follow from the geometry, and the taps are written out once, when a program is lowered,
