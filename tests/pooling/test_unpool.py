@@ -259,6 +259,17 @@ def test_errors(arguments, error, text):
         jpool.max_unpool(**call)
 
 
+@pytest.mark.parametrize(
+    ("argmax", "wrong"),
+    [(np.array([0, 2**32 + 3]), 2**32 + 3), (np.array([9, 0]), 9), (np.array([0, -2]), -2), (jnp.array([9, 0]), 9)],
+)
+def test_a_concrete_argmax_is_checked_inside_jit(argmax, wrong):
+    """An array that jit closes over is concrete; as int32 the first would wrap around to 3."""
+    unpool = jax.jit(lambda values: jpool.max_unpool(values, argmax, (4,), channel_axis=None))
+    with pytest.raises(ValueError, match=f"argmax must hold flat indices 0 to 3 .* got {wrong}"):
+        unpool(jnp.ones(2))
+
+
 def test_empty_values():
     assert jpool.max_unpool(jnp.zeros((0, 2)), jnp.zeros((0, 2), int), (3,)).tolist() == [[0, 0]] * 3
     assert jpool.max_unpool(jnp.zeros((2, 0)), jnp.zeros((2, 0), int), (3,)).shape == (3, 0)

@@ -78,8 +78,7 @@ def index_array(function: str, call: str, argmax: Any, sizes: tuple[int, ...], c
     )
     arguments.check_indices_fit(function, "spatial_shape", sizes)
     count = math.prod(sizes)
-    if not is_traced(array):
-        concrete = argmax if isinstance(argmax, np.ndarray) else np.asarray(array)  # as given: JAX may narrow it
+    if (concrete := as_concrete(argmax, array)) is not None:
         signed = concrete if concrete.dtype.kind == "u" else concrete.astype(np.int64)
         outside = signed >= count if signed.dtype.kind == "u" else (signed < -1) | (signed >= count)
         if outside.any():
@@ -90,6 +89,15 @@ def index_array(function: str, call: str, argmax: Any, sizes: tuple[int, ...], c
             )
     indices = array if array.dtype.itemsize > 4 else array.astype(jnp.int32)  # a large uint32 becomes negative
     return jnp.where((indices >= 0) & (indices <= count - 1), indices, -1).astype(jnp.int32)
+
+
+def as_concrete(argument: Any, array: jax.Array) -> np.ndarray | None:
+    """An array argument as it was given, or None if it is traced.
+
+    `array` is the same as a JAX array: perhaps narrower, and inside `jax.jit` traced even if the argument is not.
+    """
+    given = argument if isinstance(argument, (jax.Array, np.ndarray, np.generic)) else array
+    return None if is_traced(given) else np.asarray(given)
 
 
 def flat_indices(example_shape: tuple[int, ...], channel_axis: int | None) -> jax.Array:

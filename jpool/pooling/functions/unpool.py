@@ -19,9 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jpool.jax_extensions import is_traced
 from jpool.pooling.derivative.primitives import route
-from jpool.pooling.functions.inputs import channels_back, channels_last, flat_indices, index_array, real_array
+from jpool.pooling.functions.inputs import (
+    as_concrete,
+    channels_back,
+    channels_last,
+    flat_indices,
+    index_array,
+    real_array,
+)
 from jpool.pooling.functions.linear import Pair, apply
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.geometry import Geometry, resolve
@@ -111,8 +117,8 @@ def max_unpool(
         _check_no_geometry(name, options)
         return _unpool(sizes, channel_axis, values, indices)
     geometry = _geometry(name, indices.shape, sizes, window_shape, options, channel_axis)
-    if not is_traced(argmax):
-        _check_covered(name, geometry, sizes, channel_axis, np.asarray(argmax).astype(np.int64))
+    if (concrete := as_concrete(argmax, indices)) is not None:
+        _check_covered(name, geometry, sizes, channel_axis, concrete.astype(np.int64))
     return _unpool_by_route(geometry, sizes, channel_axis, values, indices)
 
 
