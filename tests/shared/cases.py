@@ -100,6 +100,18 @@ CASES = {
     "ceil_high_padding": Case(
         "high padding longer than the window", (4, 1), (2,), {"strides": 2, "padding": ((0, 6),), "ceil_mode": True}
     ),
+    "ceil_smaller": Case(
+        "one window that overhangs an input smaller than it",
+        (2, 2),
+        (3, 3),
+        {"strides": 2, "ceil_mode": True, "channel_axis": None},
+    ),
+    "ceil_smaller_dilated": Case(
+        "... along one axis, with dilation and padding",
+        (8, 4, 1),
+        (3, 3),
+        {"strides": (1, 2), "padding": (1, 0), "window_dilation": 2, "ceil_mode": True},
+    ),
     "ceil_same": Case(
         "ceil_mode has no effect under SAME", (5, 5, 1), (2, 2), {"strides": 2, "padding": "SAME", "ceil_mode": True}
     ),
@@ -143,7 +155,7 @@ CASES = {
 QUICK = {
     "halves", "overlapping", "resnet_stem", "no_channels_padded", "inception", "gaps", "whole", "channels_first",
     "zero_channels", "volume", "same_lower", "only_padding", "one_window_of_padding", "all_begin_in_padding",
-    "dilated_same", "ceil_low_padding", "five_by_five_strided", "long_only_padding",
+    "dilated_same", "ceil_low_padding", "ceil_smaller", "five_by_five_strided", "long_only_padding",
 }  # fmt: skip
 
 

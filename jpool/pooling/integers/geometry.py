@@ -134,7 +134,7 @@ def resolve(
     axes = []
     for i, size in enumerate(sizes):
         axis, padded = _fit(size, window[i], stride[i], dilation[i], pads[i], ceil_mode)
-        if padded < axis.extent:
+        if axis.output < 1:
             raise ValueError(
                 f"{function}: window_shape {window} is larger than the padded input along spatial axis {i}: a window "
                 f"spans {axis.extent} elements (window {axis.window}, dilation {axis.dilation}), the padded input has "
