@@ -62,6 +62,16 @@ def test_values_gradients_and_argmax_equal_the_oracle(name):
 
 
 @pytest.mark.usefixtures("arrangement")
+@pytest.mark.parametrize("output_shape", [(None, 4), [3, None], (None, None)])
+def test_none_keeps_the_size_of_an_axis(output_shape):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 9, (7, 5, 2)), jnp.float32)
+    sizes = [size if output is None else output for output, size in zip(output_shape, x.shape, strict=False)]
+    for function in (jpool.adaptive_max_pool, jpool.adaptive_max_pool_with_argmax):
+        jax.tree.map(np.testing.assert_array_equal, function(x, output_shape), function(x, tuple(sizes)))
+    first = jpool.adaptive_max_pool(jnp.moveaxis(x, -1, 0), output_shape, channel_axis=0)
+    np.testing.assert_array_equal(jnp.moveaxis(first, 0, -1), jpool.adaptive_max_pool(x, tuple(sizes)))
+
+
 @pytest.mark.exhaustive
 def test_every_size_and_number_of_windows_along_one_axis():
     rng = np.random.default_rng(0)
@@ -177,7 +187,7 @@ IMAGE = np.zeros((6, 6, 1), np.float32)
         ({"output_shape": ()}, ValueError, "output_shape must have at least one spatial axis"),
         ({"output_shape": (3, 0)}, ValueError, "output_shape must hold ints >= 1; got 0 in (3, 0)"),
         ({"output_shape": (3, 1.5)}, TypeError, "output_shape must hold ints >= 1; got 1.5 of type float"),
-        ({"output_shape": (3, None)}, TypeError, "output_shape must hold ints >= 1; got None"),
+        ({"output_shape": (3, "4")}, TypeError, "output_shape must hold ints >= 1; got '4' of type str"),
         ({"output_shape": (3,)}, ValueError, "x must be ONE example of shape (*spatial, channels), which has 2 axes for output_shape (3,) and channel_axis=-1; got 3 axes, shape (6, 6, 1). For a batch use jax.vmap: jax.vmap(lambda x: jpool."),
         ({"x": np.zeros((0, 6, 1))}, ValueError, "x must have at least one element along every spatial axis"),
         ({"x": [[[1.0]]]}, TypeError, "x must be a JAX or NumPy array; got list"),

@@ -20,7 +20,7 @@ from jpool.pooling.plain.arrays import to_accumulator
 
 def adaptive_max_pool(
     x: jax.Array | np.ndarray,
-    output_shape: Sequence[int],
+    output_shape: Sequence[int | None],
     *,
     channel_axis: int | None = -1,
     forward_mode: bool = False,
@@ -34,7 +34,8 @@ def adaptive_max_pool(
     Args:
       x: one example: `(*spatial, channels)`, `(channels, *spatial)` or `(*spatial,)`, depending on `channel_axis`, any
         real dtype.
-      output_shape: ints >= 1, the number of windows along each spatial axis. An int is refused.
+      output_shape: the number of windows along each spatial axis: ints >= 1, or None to keep the size of the axis.
+        An int is refused.
       channel_axis: -1 for channels last, 0 for channels first, None for no channels.
       forward_mode: whether to allow forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) as well.
 
@@ -61,7 +62,7 @@ def adaptive_max_pool(
 
 def adaptive_max_pool_with_argmax(
     x: jax.Array | np.ndarray,
-    output_shape: Sequence[int],
+    output_shape: Sequence[int | None],
     *,
     channel_axis: int | None = -1,
     forward_mode: bool = False,
@@ -70,7 +71,7 @@ def adaptive_max_pool_with_argmax(
 
     Args:
       x: one example, as for `adaptive_max_pool`.
-      output_shape: ints >= 1, the number of windows along each spatial axis.
+      output_shape: the number of windows along each spatial axis: ints >= 1, or None to keep the size of the axis.
       channel_axis: -1 for channels last, 0 for channels first, None for no channels.
       forward_mode: whether to allow forward mode of the values as well.
 
@@ -143,11 +144,14 @@ def _resolve(
 ) -> tuple[jax.Array, tuple[int, ...]]:
     """The arguments, checked: x as an array, and the number of windows along each of its axes."""
     x = real_array(function, "x", x)
-    outputs = arguments.sizes(function, "output_shape", output_shape)
+    entries = output_shape if isinstance(output_shape, (tuple, list)) else ()
+    without_none = tuple(1 if entry is None else entry for entry in entries) or output_shape
+    outputs = arguments.sizes(function, "output_shape", without_none)
     arguments.check_channel_axis(function, channel_axis)
     check_flag(function, "forward_mode", forward_mode)
-    arguments.spatial_sizes(function, x.shape, "output_shape", outputs, channel_axis)
-    every_axis = list(outputs)
+    sizes = arguments.spatial_sizes(function, x.shape, "output_shape", outputs, channel_axis)
+    choices = zip(entries, sizes, outputs, strict=True)
+    every_axis = [size if entry is None else output for entry, size, output in choices]
     if channel_axis is not None:
         every_axis.insert(channel_axis % x.ndim, x.shape[channel_axis])
     return x, tuple(every_axis)
