@@ -44,7 +44,11 @@ class Totals(NamedTuple):
 
     def mean(self, params: Any) -> Any:
         """The mean gradient, in the dtypes of params."""
-        return jax.tree.map(lambda total, leaf: (total / self.examples).astype(leaf.dtype), self.gradient, params)
+        return jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), self.unrounded_mean(), params)
+
+    def unrounded_mean(self) -> Any:
+        """The mean gradient, in float32 at least."""
+        return jax.tree.map(lambda total: total / self.examples, self.gradient)
 
 
 def gradient_statistics(

@@ -40,7 +40,7 @@ class Metrics(NamedTuple):
     """Measured by a step before its update."""
 
     loss: jax.Array  # mean over the batch
-    gradient_norm: jax.Array  # Euclidean norm of the mean gradient, over all parameters
+    gradient_norm: jax.Array  # Euclidean norm of the mean gradient, over all parameters, in float32 at least
 
 
 def make_train_step(
@@ -118,7 +118,7 @@ def make_train_step(
         gradient = totals.mean(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(totals.loss / totals.examples, optax.tree.norm(gradient))
+        metrics = Metrics(totals.loss / totals.examples, optax.tree.norm(totals.unrounded_mean()))
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return _Step(jax.jit(step, donate_argnums=0), check, mesh, axis_name)

@@ -1,6 +1,7 @@
 """A training step, compared with plain optax."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -50,6 +51,14 @@ def test_a_step_compiles_once_per_shape_of_the_batch():
     assert step._cache_size() == 1
     step(state, XS[:3], YS[:3])
     assert step._cache_size() == 2
+
+
+def test_the_gradient_norm_of_16_bit_parameters_does_not_overflow():
+    step = jpool.make_train_step(lambda w, x: (w * x).sum(), optax.sgd(0.1))
+    state = jpool.TrainState.create(jnp.ones(4, jnp.float16), optax.sgd(0.1))
+    _, metrics = step(state, jnp.full((2, 4), 200, jnp.float16))  # 4 * 200**2 is more than float16 holds
+    assert metrics.gradient_norm == 400
+    assert metrics.gradient_norm.dtype == jnp.float32
 
 
 def test_an_empty_batch_is_refused_and_the_state_survives():
