@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jpool.jax_extensions import Jaxpr, jaxpr_as_fun
+from jpool.jax_extensions import core
 
 
 def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,9 +26,9 @@ def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
         jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         leaves, structure = jax.tree.leaves(arguments), jax.tree.structure(shape)
         try:
-            fast, as_it_is = _rewritten(jaxpr), jaxpr_as_fun(jaxpr)
+            fast, as_it_is = _rewritten(jaxpr), core.jaxpr_as_fun(jaxpr)
             if fast is not jaxpr:
-                results = lax.platform_dependent(*leaves, cpu=jaxpr_as_fun(fast), default=as_it_is)
+                results = lax.platform_dependent(*leaves, cpu=core.jaxpr_as_fun(fast), default=as_it_is)
                 return jax.tree.unflatten(structure, results)
         except Exception:  # any failure: slow is better than an error
             return function(*arguments)
@@ -39,11 +39,11 @@ def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rewritten(part: Any) -> Any:
     """A jaxpr, or another parameter of an equation, with every convolution in it rewritten; itself if it has none."""
-    if isinstance(part, Jaxpr):
+    if isinstance(part, core.Jaxpr):
         equations = [_rewritten_equation(equation) for equation in part.eqns]
         changed = any(new is not old for new, old in zip(equations, part.eqns, strict=True))
         return part.replace(eqns=equations) if changed else part
-    if isinstance(getattr(part, "jaxpr", None), Jaxpr):  # a closed jaxpr, which is another class in older versions
+    if isinstance(getattr(part, "jaxpr", None), core.Jaxpr):  # a closed jaxpr, which is another class in older versions
         jaxpr = _rewritten(part.jaxpr)
         return part.replace(jaxpr=jaxpr) if jaxpr is not part.jaxpr else part
     if type(part) is tuple:

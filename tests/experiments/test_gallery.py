@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared.cases import mostly_exhaustive
 
 from experiments import wrong_averages
 from experiments.common import command
@@ -32,9 +33,7 @@ def experiment(name):
     return importlib.import_module(f"experiments.{name}")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "two_inputs" else pytest.param(name, marks=pytest.mark.exhaustive) for name in SMALLEST]
-)
+@pytest.mark.parametrize("name", mostly_exhaustive(SMALLEST, ["two_inputs"]))
 def test_every_experiment_at_its_smallest(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment(name).main(SMALLEST[name].split())

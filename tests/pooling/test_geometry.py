@@ -29,6 +29,7 @@ def sizes(shape, window, strides=None, padding="VALID", **options):
         (3, 2, 4, "SAME", {}, 1, 0),  # no padding is needed, and no negative padding is used
         (5, 3, 2, ((0, 4),), {}, 4, 0),
         (6, 3, 2, "VALID", {"ceil_mode": True}, 3, 0),
+        (2, 3, 2, "VALID", {"ceil_mode": True}, 1, 0),  # smaller than the window
         (5, 3, 2, "VALID", {"ceil_mode": True}, 2, 0),  # no element is left over
         (4, 2, 3, 1, {"ceil_mode": True}, 2, 1),  # a third window would start at 6 - 1 = 5, beyond the input
         (5, 2, 3, 1, {"ceil_mode": True}, 2, 1),
@@ -39,6 +40,13 @@ def sizes(shape, window, strides=None, padding="VALID", **options):
 def test_sizes(n, window, stride, padding, options, windows, low):
     (axis,) = resolved((n,), (window,), stride, padding, channel_axis=None, **options).axes
     assert (axis.output, axis.low) == (windows, low)
+
+
+def test_ceil_mode_refuses_an_input_that_no_window_fits():
+    """Rounded up, there is still no window: torch refuses these too."""
+    for size, window, stride in ((2, 3, 1), (2, 9, 2)):
+        with pytest.raises(ValueError, match=rf"pooled_shape: window_shape \({window},\) is larger than the padded"):
+            jpool.pooled_shape((size,), (window,), stride, ceil_mode=True)
 
 
 def test_same_agrees_with_lax():

@@ -32,8 +32,8 @@ def resolve_pooling(
     """All arguments of a pooling, checked: the geometry, and x as a JAX array."""
     x = real_array(function, "x", x)
     check_flag(function, "forward_mode", forward_mode)
-    check_ties(function, ties, arguments.window_sizes(function, window_shape))
     geometry = resolve(function, x.shape, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis)
+    check_ties(function, ties, tuple(map(int, window_shape)))
     return geometry._replace(ties=ties, minimum=minimum), x
 
 
