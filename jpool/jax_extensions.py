@@ -55,6 +55,22 @@ def sharded_type(like: Any, sharding: Any, shape: Sequence[int], partitions: Seq
     return like.update(shape=tuple(shape), dtype=dtype, weak_type=False, sharding=sharding)
 
 
+def plain_type(like: Any) -> Any:
+    """The type of an array of the same shape and dtype that is not on a mesh."""
+    return jax.core.ShapedArray(like.shape, like.dtype)
+
+
+def repeat_for_batch(array: Any, batch: Any) -> Any:
+    """The array once for each example of a batch, split over devices as the batch is."""
+    sharding = jax.typeof(batch).sharding
+    if sharding.mesh.empty or sharding.spec[0] is None:
+        sharding = None
+    else:
+        sharding = with_partitions(sharding, [sharding.spec[0], *jax.typeof(array).sharding.spec])
+    shape = (batch.shape[0], *array.shape)
+    return jax.lax.broadcast_in_dim(array, shape, range(1, len(shape)), out_sharding=sharding)
+
+
 def no_tangent(primal: Any) -> Any:
     """The tangent of something that does not depend on what is differentiated."""
     return ad.Zero(jax.typeof(primal).to_tangent_aval())
@@ -109,7 +125,7 @@ def define_lowering(
 
     def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
         if not shardings:
-            ctx = ctx.replace(avals_in=[jax.core.ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in])
+            ctx = ctx.replace(avals_in=[plain_type(aval) for aval in ctx.avals_in])
         lowered = mlir.lower_fun(lambda *arrays: function(*arrays, **params), primitive.multiple_results)
         return lowered(ctx, *operands)
 

@@ -33,6 +33,9 @@ def test_these_cases_have_all_padding_windows():
         if None in winners.ravel().tolist():
             with_all_padding_windows.add(name)
     assert with_all_padding_windows == {
+        "far_apart",
+        "far_apart_dilated",
+        "far_after",
         "only_padding",
         "only_padding_strided",
         "one_window_of_padding",

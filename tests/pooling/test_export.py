@@ -76,10 +76,31 @@ def test_a_program_serialized_with_its_vjp_can_be_differentiated():
     )
 
 
-def test_one_program_runs_with_any_batch_size():
-    (batch,) = export.symbolic_shape("batch")
-    function = jax.jit(jax.vmap(POOLS["3x3/2 pad 1"]))
-    program = export.export(function)(jax.ShapeDtypeStruct((batch, *SHAPE[1:]), np.float32))
-    for size in (1, 5):
-        xs = jnp.asarray(np.random.default_rng(0).integers(0, 9, (size, *SHAPE[1:])), jnp.float32)
-        np.testing.assert_array_equal(program.call(xs), function(xs))
+@pytest.mark.parametrize("name", POOLS)
+def test_one_program_runs_with_any_number_of_examples_and_channels(name):
+    batch, channels = export.symbolic_shape("batch, channels")
+    function = jax.jit(partial(value_and_gradient, POOLS[name]))
+    program = export.export(function)(jax.ShapeDtypeStruct((batch, *SHAPE[1:3], channels), np.float32))
+    for size in ((1, 4), (5, 1)) if name == "3x3/2 pad 1" else ((3, 2),):
+        xs = jnp.asarray(np.random.default_rng(0).integers(0, 9, (size[0], *SHAPE[1:3], size[1])), jnp.float32)
+        jax.tree.map(np.testing.assert_array_equal, program.call(xs), function(xs))
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_symbolic_spatial_size_is_refused_with_the_way_out(name):
+    height, width = export.symbolic_shape("height, width")
+    text = (
+        r"x must have spatial axes of known sizes; got (height along spatial axis 0|width along spatial axis 1), shape"
+    )
+    for shape in ((height, 9, 3), (11, width, 3)):
+        with pytest.raises(ValueError, match=text):
+            export.export(jax.jit(POOLS[name]))(jax.ShapeDtypeStruct(shape, np.float32))
+
+
+def test_a_symbolic_size_of_argmax_is_refused_with_the_way_out():
+    (height,) = export.symbolic_shape("height")
+    arrays = jax.ShapeDtypeStruct((height, 4, 3), np.float32), jax.ShapeDtypeStruct((height, 4, 3), np.int32)
+    with pytest.raises(ValueError, match="max_unpool: argmax must have spatial axes of known sizes; got height"):
+        export.export(jax.jit(lambda values, argmax: jpool.max_unpool(values, argmax, (8, 8))))(*arrays)
+    with pytest.raises(ValueError, match="convert_argmax: argmax must have spatial axes of known sizes; got height"):
+        export.export(jax.jit(lambda argmax: jpool.convert_argmax(argmax, (8, 8), 3, to="onnx")))(arrays[1])

@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from shared.poolings import resolved
@@ -88,6 +89,8 @@ def test_numpy_integers_and_lists_give_the_same_geometry():
 
 
 IMAGE = np.zeros((6, 6, 1), np.float32)
+DELETED = jnp.zeros((6, 6, 1))
+DELETED.delete()
 
 ERRORS = {
     # name: (x, arguments, error, what its text must contain)
@@ -125,21 +128,32 @@ ERRORS = {
     "word as channel_axis": (IMAGE, {"channel_axis": "last"}, TypeError, "channel_axis must be -1.*got 'last' of type str"),
     "forgotten vmap": (np.zeros((9, 6, 6, 1)), {}, ValueError,
                        "x must be ONE example of shape (*spatial, channels), which has 3 axes.*got 4 axes.*jax.vmap"),
-    "no channels": (np.zeros((6, 6)), {}, ValueError, "x must be ONE example.*got 2 axes, shape (6, 6)"),
+    "no channels": (np.zeros((6, 6)), {}, ValueError, "x must be ONE example.*got 2 axes, shape (6, 6). Without channels use channel_axis=None; with channels leave them out of window_shape"),
+    "two more axes": (np.zeros((2, 9, 6, 6, 1)), {}, ValueError, "x must be ONE example.*got 5 axes.*With two batch axes use jax.vmap twice: jax.vmap(jax.vmap(lambda x: jpool."),
+    "three more axes": (np.zeros((1, 2, 9, 6, 6, 1)), {}, ValueError, "x must be ONE example.*With 3 batch axes use jax.vmap 3 times: jax.vmap(jax.vmap(jax.vmap(lambda x: jpool."),
+    "channels in the window": (IMAGE, {"window_shape": (2, 2, 1)}, ValueError, "x must be ONE example.*which has 4 axes.*got 3 axes.*leave the channels out of window_shape"),
+    "batch and channels in the window": (np.zeros((9, 6, 6, 1)), {"window_shape": (1, 2, 2, 1)}, ValueError, "x must be ONE example.*got 4 axes.*leave the channels out of window_shape, and the batch too"),
+    "no channels, long window": (IMAGE[..., 0], {"window_shape": (2, 2, 2), "channel_axis": None}, ValueError, "x must be ONE example.*got 2 axes.*leave batch and channels out of it"),
+    "huge padding": (IMAGE, {"padding": 2**20}, ValueError, "padding must make an array of at most 2**40 elements; got the padded shape (2097158, 2097158)"),
+    "endless padding": (IMAGE, {"padding": 2**62}, ValueError, "padding must make an array of at most 2**40 elements"),
+    "huge dilation": (IMAGE, {"padding": 2**31, "strides": 2**31, "window_dilation": 2**31}, ValueError, "padding must make an array of at most 2**40 elements"),
     "scalar": (np.float32(1), {}, ValueError, "x must be ONE example.*got 0 axes"),
     "empty axis": (np.zeros((0, 6, 1)), {}, ValueError, "x must have at least one element along every spatial axis.*(0, 6, 1)"),
     "list": ([[[1.0]]], {}, TypeError, "x must be a JAX or NumPy array; got list"),
     "None": (None, {}, TypeError, "x must be a JAX or NumPy array; got NoneType"),
-    "words": (np.array([[["a"]]]), {}, TypeError, "x must be an array of numbers.*ndarray of dtype <U1"),
-    "objects": (np.array([[[None]]]), {}, TypeError, "x must be an array of numbers.*ndarray of dtype object"),
-    "dates": (np.array([[["2026-11-24"]]], "M8[D]"), {}, TypeError, "x must be an array of numbers.*datetime64"),
-    "masked": (np.ma.masked_array(IMAGE, IMAGE == 0), {}, TypeError, "x must be an array of numbers.*MaskedArray"),
-    "random keys": (jax.random.split(jax.random.key(0), (6, 6, 1)), {}, TypeError, "x must be an array of numbers.*key<fry>"),
+    "words": (np.array([[["a"]]]), {}, TypeError, "x must be an array of real numbers.*ndarray of dtype <U1"),
+    "objects": (np.array([[[None]]]), {}, TypeError, "x must be an array of real numbers.*ndarray of dtype object"),
+    "dates": (np.array([[["2026-11-24"]]], "M8[D]"), {}, TypeError, "x must be an array of real numbers.*datetime64"),
+    "masked": (np.ma.masked_array(IMAGE, IMAGE == 0), {}, TypeError, "x must be an array of real numbers.*MaskedArray"),
+    "random keys": (jax.random.split(jax.random.key(0), (6, 6, 1)), {}, TypeError, "x must be an array of real numbers.*key<fry>"),
     "unknown rule": (IMAGE, {"ties": "frist"}, ValueError, "ties must be one of 'first', 'last'.*got 'frist'"),
     "no rule": (IMAGE, {"ties": None}, TypeError, "ties must be one of 'first', 'last'.*got None of type NoneType"),
     "int forward_mode": (IMAGE, {"forward_mode": 0}, TypeError, "forward_mode must be True or False; got 0 of type int"),
-    "two bits": (IMAGE.astype(jnp.int2), {}, TypeError, "x must be an array of numbers.*int2, which XLA does not compare: take int8"),
-    "complex": (IMAGE * 1j, {}, TypeError, "x must be an array of real numbers; got dtype complex64.*have no order"),
+    "two bits": (IMAGE.astype(jnp.int2), {}, TypeError, "x must be an array of real numbers.*int2, which XLA does not compare. Convert it to int8"),
+    "one bit": (IMAGE.astype(ml_dtypes.uint1), {}, TypeError, "x must be an array of real numbers.*uint1, which XLA does not compare"),
+    "six bits": (IMAGE.astype(ml_dtypes.float6_e2m3fn), {}, TypeError, "x must be an array of real numbers.*float6_e2m3fn, which XLA does not compare"),
+    "deleted": (DELETED, {}, ValueError, "x has been deleted, for example because it was donated.*shape (6, 6, 1). Use the array"),
+    "complex": (IMAGE * 1j, {}, TypeError, "x must be an array of real numbers.*complex64.*have no order"),
 }  # fmt: skip
 
 

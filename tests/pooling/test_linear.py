@@ -23,7 +23,7 @@ def add(scale, residuals, ct):
     return jnp.zeros(4, ct.dtype).at[indices].add(ct * scale)
 
 
-PAIR = Pair(read, add, 2)
+PAIR = Pair(read, add, 2, (0,))
 INDICES = jnp.array([1, 1, 3])
 MATRIX = np.array([[0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.float32)
 X = jnp.arange(1.0, 5)

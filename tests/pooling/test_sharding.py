@@ -67,13 +67,96 @@ def test_a_batch_on_an_explicit_mesh_stays_sharded(xs):
             np.testing.assert_array_equal(actual, on_one_device)
 
 
-def test_channels_on_an_explicit_mesh_stay_sharded(xs):
+def unpooled(x, **geometry):
+    return jpool.max_unpool(*jpool.max_pool_with_argmax(x, (2, 2), 2), x.shape[:2], **geometry)
+
+
+FUNCTIONS = {
+    "max_pool": partial(jpool.max_pool, **SAME),
+    "min_pool": partial(jpool.min_pool, **SAME),
+    "forward_mode": partial(jpool.max_pool, **SAME, forward_mode=True),
+    "values": lambda x: jpool.max_pool_with_argmax(x, **SAME)[0],
+    "adaptive_max_pool": partial(jpool.adaptive_max_pool, output_shape=(4, 5)),
+    "many windows": partial(jpool.adaptive_max_pool, output_shape=(83, 3)),
+    "global_max_pool": jpool.global_max_pool,
+    "max_unpool": unpooled,
+    "max_unpool with the geometry": partial(unpooled, window_shape=(2, 2), strides=2),
+}
+WITHOUT_GRADIENT = {
+    "argmax": lambda x: jpool.max_pool_with_argmax(x, **SAME)[1],
+    "convert_argmax": lambda x: jpool.convert_argmax(
+        jpool.max_pool_with_argmax(x, **SAME)[1], (9, 10), x.shape[-1], to="onnx"
+    ),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.exhaustive), AxisType.Explicit])
+@pytest.mark.parametrize("sharded_axis", ["batch", "channels"])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *WITHOUT_GRADIENT])
+def test_every_function_keeps_batch_and_channels_sharded(name, sharded_axis, kind, jitted, xs):
+    function, spec = {**FUNCTIONS, **WITHOUT_GRADIENT}[name], P("d")
+    if sharded_axis == "batch":
+        function, x = jax.vmap(function), xs
+    else:
+        x, spec = xs[0], P(None, None, "d")
+    gradient = jax.grad(lambda x: (function(x) ** 2).sum())
+    of_mesh = mesh(kind, 2)
+    with jax.set_mesh(of_mesh):
+        sharded = jax.device_put(x, NamedSharding(of_mesh, spec))
+        for f in (function, gradient) if name in FUNCTIONS else (function,):
+            actual = (jax.jit(f) if jitted else f)(sharded)
+            np.testing.assert_array_equal(actual, np.asarray(f(np.asarray(x))))
+            if kind == AxisType.Explicit:
+                sharded_along = [i for i, along in enumerate(jax.typeof(actual).sharding.spec) if along == "d"]
+                assert sharded_along == [0 if sharded_axis == "batch" else actual.ndim - 1]
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "argmax"])
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d")])
+def test_a_spatial_axis_sharded_over_an_explicit_mesh_is_refused_with_the_way_out(name, spec):
+    function = {**FUNCTIONS, **WITHOUT_GRADIENT}[name]
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 9, (8, 8, 2)), jnp.float32)
     explicit_mesh = mesh(AxisType.Explicit, 2)
-    gradient = jax.grad(lambda x: (jpool.max_pool(x, **SAME) ** 2).sum())
-    expected = gradient(xs[0])
     with jax.set_mesh(explicit_mesh):
-        actual = jax.jit(gradient)(jax.device_put(xs[0], NamedSharding(explicit_mesh, P(None, None, "d"))))
-        assert actual.sharding.spec[2] == "d"
+        sharded = jax.device_put(x, NamedSharding(explicit_mesh, spec))
+        text = r"x must be whole on each device along spatial axes.*Collect it first, jax.sharding.reshard\(x, jax.P\("
+        for f in (function, jax.grad(lambda x: function(x).sum())):
+            with pytest.raises(ValueError, match=text):
+                f(sharded)
+        np.testing.assert_array_equal(function(jax.sharding.reshard(sharded, P(None, None, None))), function(x))
+
+
+def test_an_axis_that_is_not_pooled_may_be_sharded_over_an_explicit_mesh(xs):
+    explicit_mesh = mesh(AxisType.Explicit, 2)
+    pool = partial(jpool.max_pool, window_shape=(1, 3), strides=(1, 2))
+    with jax.set_mesh(explicit_mesh):
+        actual = pool(jax.device_put(xs[0, :8], NamedSharding(explicit_mesh, P("d"))))
+    assert actual.sharding.spec[0] == "d"
+    np.testing.assert_array_equal(actual, pool(xs[0, :8]))
+
+
+@pytest.mark.parametrize("sharded_argument", ["values", "argmax", "both"])
+def test_unpooling_of_values_and_argmax_sharded_differently(sharded_argument, xs):
+    values, argmax = jpool.max_pool_with_argmax(xs[0], **SAME)
+    of_batch = [jnp.stack([array, array[::-1]]) for array in (values, argmax)]
+    unpool = lambda values, argmax: jpool.max_unpool(values, argmax, (9, 10))  # noqa: E731
+    explicit_mesh = mesh(AxisType.Explicit, 2)
+
+    def on_mesh(array, spec, name):
+        return jax.device_put(array, NamedSharding(explicit_mesh, spec if sharded_argument in (name, "both") else P()))
+
+    with jax.set_mesh(explicit_mesh):
+        channels = [on_mesh(a, P(None, None, "d"), n) for a, n in ((values, "values"), (argmax, "argmax"))]
+        np.testing.assert_array_equal(unpool(*channels), unpool(values, argmax))
+        each_axes = {"values": (0, None), "argmax": (None, 0), "both": (0, 0)}[sharded_argument]
+        arrays = [
+            both if axis == 0 else one for both, one, axis in zip(of_batch, (values, argmax), each_axes, strict=True)
+        ]
+        expected = jax.vmap(unpool, each_axes)(*arrays)
+        batch = [on_mesh(array, P("d"), n) for array, n in zip(arrays, ("values", "argmax"), strict=True)]
+        actual = jax.vmap(unpool, each_axes)(*batch)
+        assert jax.typeof(actual).sharding.spec[0] == "d"
         np.testing.assert_array_equal(actual, expected)
 
 

@@ -55,6 +55,18 @@ CASES = {
         "a different amount on each side", (5, 4, 2), (3, 2), {"padding": ((0, 2), (1, 0)), "strides": (2, 1)}
     ),
     "mixed_padding": Case("an int for one axis, a pair for the other", (5, 4, 2), (3, 2), {"padding": (1, (0, 1))}),
+    "far_apart": Case(
+        "huge strides and padding: one window reads elements", (5, 6, 2), (2, 3), {"strides": 2**20, "padding": 2**20}
+    ),
+    "far_apart_dilated": Case(
+        "windows that begin at -10, -2 and 6",
+        (6, 3),
+        (3, 1),
+        {"strides": (8, 2**40), "padding": ((10, 9), (2**40, 2**40)), "window_dilation": 2, "channel_axis": None},
+    ),
+    "far_after": Case(
+        "every window is after the input, but one", (4, 2), (2,), {"strides": 2**31, "padding": ((0, 2**33),)}
+    ),
     "only_padding": Case("all-padding windows on all sides", (3, 2, 2), (2, 2), {"padding": 3}),
     "only_padding_strided": Case(
         "all-padding windows, strided", (4, 3), (2, 3), {"padding": 5, "strides": 3, "channel_axis": None}

@@ -26,9 +26,9 @@ from jpool.jax_extensions import (
     is_zero,
     mark_varying,
     no_tangent,
+    repeat_for_batch,
     sharded_type,
     varying_axes,
-    with_partitions,
 )
 from jpool.pooling.integers.geometry import Geometry, identity
 from jpool.pooling.plain import backward, forward
@@ -142,21 +142,10 @@ define_linear(gather_p, lambda geometry: (route_p, {"geometry": geometry}))
 def _batched(primitive: Primitive, operands: Any, axes: Any, *, geometry: Geometry) -> Any:
     moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
     batch = next(array for array, axis in zip(moved, axes, strict=True) if axis is not None)
-    batched = [_repeated(a, batch) if axis is None else a for a, axis in zip(moved, axes, strict=True)]
+    batched = [repeat_for_batch(a, batch) if axis is None else a for a, axis in zip(moved, axes, strict=True)]
     with_batch = geometry._replace(axes=(identity(batch.shape[0]), *geometry.axes))
     out = _bind(primitive, *batched, geometry=with_batch)
     return out, [0] * len(out) if primitive.multiple_results else 0
-
-
-def _repeated(array: jax.Array, batch: jax.Array) -> jax.Array:
-    """The array once for each example, split over devices as the batch is."""
-    sharding = jax.typeof(batch).sharding
-    if sharding.mesh.empty or sharding.spec[0] is None:
-        sharding = None
-    else:
-        sharding = with_partitions(sharding, [sharding.spec[0], *jax.typeof(array).sharding.spec])
-    shape = (batch.shape[0], *array.shape)
-    return jax.lax.broadcast_in_dim(array, shape, range(1, len(shape)), out_sharding=sharding)
 
 
 # --- programs ---

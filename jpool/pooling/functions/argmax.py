@@ -128,7 +128,7 @@ def convert_argmax(
     arguments.check_channel_axis("convert_argmax", channel_axis)
     check_word("convert_argmax", "to", to, NUMBERINGS)
     count = positive_int("convert_argmax", "channels", channels)
-    call = f"jax.vmap(lambda argmax: jpool.convert_argmax(argmax, {sizes}, {count}, to={to!r}))(batch)"
+    call = f"lambda argmax: jpool.convert_argmax(argmax, {sizes}, {count}, to={to!r})", "(batch)"
     argmax = index_array("convert_argmax", call, argmax, sizes, channel_axis)
     actual = 1 if channel_axis is None else argmax.shape[channel_axis]
     if count != actual:

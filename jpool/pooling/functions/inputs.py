@@ -1,6 +1,7 @@
 """The array arguments: checked, as JAX arrays, and the flat indices of their elements."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ def resolve_pooling(
     check_flag(function, "forward_mode", forward_mode)
     geometry = resolve(function, x.shape, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis)
     check_ties(function, ties, tuple(map(int, window_shape)))
+    check_unsharded(function, "x", x, [i for i, axis in enumerate(geometry.axes) if not axis.is_identity])
+    arguments.check_elements_fit(function, geometry.padded_shape)
     return geometry._replace(ties=ties, minimum=minimum), x
 
 
@@ -43,30 +46,59 @@ def real_array(function: str, name: str, x: Any) -> jax.Array:
         raise TypeError(
             f"{function}: {name} must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}. Use jnp.asarray."
         )
-    wrong = (
-        f"{function}: {name} must be an array of numbers (floats, integers or bool); got {type(x).__name__} of dtype "
-    )
+    if isinstance(x, jax.Array) and not is_traced(x) and x.is_deleted():
+        raise ValueError(
+            f"{function}: {name} has been deleted, for example because it was donated to a jitted function; got an "
+            f"array without a value, of shape {x.shape}. Use the array that the function returned, or donate a copy."
+        )
+    wrong = f"{function}: {name} must be an array of real numbers (floats, integers or bool); got {type(x).__name__} of"
+    dtype = getattr(x, "dtype", None)
+    if _is_too_narrow(dtype):  # before JAX makes an array of it, which can end the process
+        raise TypeError(f"{wrong} dtype {dtype}, which XLA does not compare. Convert it to int8, uint8 or float16.")
     try:
         array = jnp.asarray(x)
     except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
-        raise TypeError(f"{wrong}{getattr(x, 'dtype', 'unknown')}, which JAX cannot hold.") from error
+        raise TypeError(
+            f"{wrong} dtype {dtype}, which JAX cannot hold. Convert it, for example to float32 by x.astype, or fill "
+            "what is masked or missing."
+        ) from error
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"{wrong}{array.dtype}.")
-    if jnp.issubdtype(array.dtype, jnp.integer) and jnp.iinfo(array.dtype).bits < 4:
-        raise TypeError(f"{wrong}{array.dtype}, which XLA does not compare: take int8 or uint8.")
+        raise TypeError(f"{wrong} dtype {array.dtype}. Convert it to numbers first.")
     if jnp.iscomplexobj(array):
         raise TypeError(
-            f"{function}: {name} must be an array of real numbers; got dtype {array.dtype}. Complex numbers have no "
-            "order: pool their magnitude, or real and imaginary part."
+            f"{wrong} dtype {array.dtype}. Complex numbers have no order: pool their magnitude, or real and imaginary "
+            "part."
         )
     return array
 
 
-def index_array(function: str, call: str, argmax: Any, sizes: tuple[int, ...], channel_axis: int | None) -> jax.Array:
+def _is_too_narrow(dtype: Any) -> bool:
+    """Whether it is a dtype of fewer than 4 bits, or of 6: XLA has no comparisons, or no programs, for these."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits == 6
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 4
+
+
+def check_unsharded(function: str, name: str, array: jax.Array, axes: Iterable[int]) -> None:
+    """Refuses an array that an Explicit mesh divides along one of these axes, which windows read across."""
+    spec = jax.typeof(array).sharding.spec
+    for i in axes:
+        if spec[i] is not None:
+            rest = ", ".join(repr(None if j in axes else along) for j, along in enumerate(spec))
+            raise ValueError(
+                f"{function}: {name} must be whole on each device along spatial axes, where the mesh is Explicit; got "
+                f"type {jax.typeof(array)}. Collect it first, jax.sharding.reshard({name}, jax.P({rest})), or "
+                "split the batch or the channels, or use a mesh of Auto axes."
+            )
+
+
+def index_array(
+    function: str, call: tuple[str, str], argmax: Any, sizes: tuple[int, ...], channel_axis: int | None
+) -> jax.Array:
     """Argmax as int32: flat indices into a spatial grid of these sizes, or -1.
 
-    An index outside the grid is an error if argmax is concrete. In a traced argmax it becomes -1. `call` is how a batch
-    calls the function, for the error text.
+    An index outside the grid is an error if argmax is concrete. In a traced argmax it becomes -1. `call` is as for
+    `arguments.spatial_sizes`.
     """
     array = real_array(function, "argmax", argmax)
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -76,6 +108,7 @@ def index_array(function: str, call: str, argmax: Any, sizes: tuple[int, ...], c
     arguments.spatial_sizes(
         function, array.shape, "spatial_shape", sizes, channel_axis, name="argmax", call=call, may_be_empty=True
     )
+    check_unsharded(function, "argmax", array, spatial_axes(array.ndim, channel_axis))
     arguments.check_indices_fit(function, "spatial_shape", sizes)
     count = math.prod(sizes)
     if (concrete := as_concrete(argmax, array)) is not None:
@@ -104,8 +137,12 @@ def flat_indices(example_shape: tuple[int, ...], channel_axis: int | None) -> ja
     """The flat row-major index of every element in the spatial grid of its channel, int32."""
     spatial = arguments.without_channels(example_shape, channel_axis)
     grid = lax.iota(jnp.int32, math.prod(spatial)).reshape(spatial)
-    axes = [i for i in range(len(example_shape)) if channel_axis is None or i != channel_axis % len(example_shape)]
-    return lax.broadcast_in_dim(grid, example_shape, axes)
+    return lax.broadcast_in_dim(grid, example_shape, spatial_axes(len(example_shape), channel_axis))
+
+
+def spatial_axes(rank: int, channel_axis: int | None) -> list[int]:
+    """The axes of an example of that rank, without its channel axis."""
+    return [i for i in range(rank) if channel_axis is None or i != channel_axis % rank]
 
 
 def channels_last(array: jax.Array, channel_axis: int | None) -> jax.Array:

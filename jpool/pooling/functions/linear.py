@@ -15,18 +15,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jpool.jax_extensions import Primitive, define_batching, define_linear, define_lowering
+from jpool.jax_extensions import (
+    Primitive,
+    define_batching,
+    define_linear,
+    define_lowering,
+    mark_varying,
+    plain_type,
+    repeat_for_batch,
+    sharded_type,
+    varying_axes,
+)
 
 Map = Callable[[Any, Any, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A map `forward(static, residuals, x)`, linear in x, and its transpose, called likewise with a cotangent for x."""
+    """A map `forward(static, residuals, x)`, linear in x, and its transpose, called likewise with a cotangent for x.
+
+    The residuals, x, and the result have the same axes; along those that are not in `changed_axes` they have the same
+    sizes, and may be sharded.
+    """
 
     forward: Map
     backward: Map
     static: Hashable
+    changed_axes: tuple[int, ...]
     vmapped: tuple[tuple[int | None, ...], ...] = ()  # for every vmap around it, the batch axes of the residuals
 
     @property
@@ -48,7 +63,8 @@ class Pair:
 
 def apply(pair: Pair, residuals: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
     """`pair.forward(pair.static, residuals, x)`, with `pair.backward` as transpose. Residuals have no derivative."""
-    return _linear.bind(*residuals, x, pair=pair)
+    axes = frozenset[str]().union(*map(varying_axes, (*residuals, x)))
+    return _linear.bind(*(mark_varying((*residuals, x), axes) if axes else (*residuals, x)), pair=pair)
 
 
 _linear = Primitive("linear_with_transpose")
@@ -56,21 +72,32 @@ _linear = Primitive("linear_with_transpose")
 
 @lru_cache(maxsize=1024)
 def _type(*types: Any, pair: Pair) -> Any:
-    return jax.make_jaxpr(pair)(*types).out_avals[0]
+    """The type of the result: sharded as the operands are, but replicated along the changed axes."""
+    result = jax.make_jaxpr(pair)(*map(plain_type, types)).out_avals[0]
+    shardings = [one.sharding for one in types]
+    sharding = next((one for one in shardings if not one.mesh.empty), shardings[-1])
+    rank = len(result.shape)
+    partitions = [None] * rank
+    for i in range(rank):
+        if i - len(pair.vmapped) not in pair.changed_axes:
+            names = [
+                one.spec[i - rank] for one in shardings if rank - i <= len(one.spec)
+            ]  # residuals may have no batch
+            partitions[i] = next((name for name in names if name is not None), None)
+    return sharded_type(types[-1], sharding, result.shape, partitions, types[-1].dtype)
 
 
 def _batched(operands: Any, axes: Any, *, pair: Pair) -> tuple[jax.Array, int]:
-    size = next(array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None)
     *residuals, x = (a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True))
-    if axes[-1] is None:  # one x for all examples: the transpose is a sum, which JAX derives from the broadcast
-        x = jnp.broadcast_to(x, (size, *x.shape))
     residual_axes = tuple(None if axis is None else 0 for axis in axes[:-1])
+    if axes[-1] is None:  # one x for all examples: the transpose is a sum, which JAX derives from the broadcast
+        x = repeat_for_batch(x, residuals[residual_axes.index(0)])
     return _linear.bind(*residuals, x, pair=replace(pair, vmapped=(*pair.vmapped, residual_axes))), 0
 
 
-_jitted = jax.jit(lambda pair, *operands: pair(*operands), static_argnums=0)
+_jitted = jax.jit(lambda pair, *operands: _linear.bind(*operands, pair=pair), static_argnums=0)
 _linear.def_impl(lambda *operands, pair: _jitted(pair, *operands))
 _linear.def_abstract_eval(_type)
 define_linear(_linear, lambda pair: (_linear, {"pair": pair.transpose}))
 define_batching(_linear, _batched)
-define_lowering(_linear, lambda *operands, pair: pair(*operands))
+define_lowering(_linear, lambda *operands, pair: pair(*operands), shardings=False)

@@ -24,9 +24,11 @@ from jpool.pooling.functions.inputs import (
     as_concrete,
     channels_back,
     channels_last,
+    check_unsharded,
     flat_indices,
     index_array,
     real_array,
+    spatial_axes,
 )
 from jpool.pooling.functions.linear import Pair, apply
 from jpool.pooling.integers import arguments
@@ -104,7 +106,7 @@ def max_unpool(
     name = "max_unpool"
     sizes = arguments.sizes(name, "spatial_shape", spatial_shape)
     arguments.check_channel_axis(name, channel_axis)
-    call = f"jax.vmap(lambda values, argmax: jpool.max_unpool(values, argmax, {sizes}, ...))(values, argmax)"
+    call = f"lambda values, argmax: jpool.max_unpool(values, argmax, {sizes}, ...)", "(values, argmax)"
     indices = index_array(name, call, argmax, sizes, channel_axis)
     values = real_array(name, "values", values)
     if values.shape != indices.shape:
@@ -112,6 +114,7 @@ def max_unpool(
             f"{name}: values must have the shape of argmax, {indices.shape}, one index for each value; got "
             f"{values.shape}."
         )
+    check_unsharded(name, "values", values, spatial_axes(values.ndim, channel_axis))
     options = {"strides": strides, "padding": padding, "window_dilation": window_dilation, "ceil_mode": ceil_mode}
     if window_shape is None:
         _check_no_geometry(name, options)
@@ -145,6 +148,7 @@ def _geometry(
             f"{pooled}; got {arguments.without_channels(shape, channel_axis)}. Give max_unpool the arguments that "
             "max_pool_with_argmax had."
         )
+    arguments.check_elements_fit(name, geometry.padded_shape)
     return geometry
 
 
@@ -161,8 +165,7 @@ def _check_covered(name: str, geometry: Geometry, sizes: Sizes, channel_axis: in
 def _taps(geometry: Geometry, sizes: Sizes, channel_axis: int | None, argmax: Any) -> tuple[Any, Any]:
     """The tap of its window at which each index is, and whether there is one. NumPy or JAX arrays."""
     number, covered = argmax * 0, argmax >= 0
-    axes = [i for i in range(argmax.ndim) if channel_axis is None or i != channel_axis % argmax.ndim]
-    for j, i in enumerate(axes):
+    for j, i in enumerate(spatial_axes(argmax.ndim, channel_axis)):
         axis, along = geometry.axes[i], [-1 if k == i else 1 for k in range(argmax.ndim)]
         start = (np.arange(axis.output) * axis.stride - axis.low).astype(argmax.dtype).reshape(along)
         offset = (argmax // math.prod(sizes[j + 1 :])) % sizes[j] - start
@@ -198,7 +201,7 @@ def _check_no_geometry(name: str, options: dict[str, Any]) -> None:
 @partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _unpool(sizes: Sizes, channel_axis: int | None, values: jax.Array, argmax: jax.Array) -> jax.Array:
     values, argmax = (channels_last(array, channel_axis) for array in (values, argmax))
-    return channels_back(apply(Pair(_put, _read, sizes), (argmax,), values), channel_axis)
+    return channels_back(apply(Pair(_put, _read, sizes, tuple(range(len(sizes)))), (argmax,), values), channel_axis)
 
 
 def _read(sizes: Sizes, residuals: Residuals, t: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
 CHANNEL_AXES = (-1, 0, None)
 MAX_TAPS = 2**32 - 2  # winners have at most 32 bits, and the rules for ties need two spare numbers
 MAX_INDICES = 2**31  # an argmax is int32
+MAX_WINDOWS = 2**24  # along an axis where they have different sizes: a program contains a table of them
+MAX_ELEMENTS = 2**40  # of one padded example: a terabyte at least
 
 Pad = str | tuple[int, int]  # along one axis
 
@@ -102,6 +104,25 @@ def check_indices_fit(function: str, argument: str, spatial_shape: tuple[int, ..
         )
 
 
+def check_elements_fit(function: str, padded_shape: tuple[int, ...]) -> None:
+    """Refuses an example that padding makes larger than the memory of any device."""
+    if math.prod(padded_shape) > MAX_ELEMENTS:
+        raise ValueError(
+            f"{function}: padding must make an array of at most 2**40 elements; got the padded shape {padded_shape}. "
+            "Take less padding, or a smaller window_dilation."
+        )
+
+
+def check_windows(function: str, sizes: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    """Refuses an adaptive pooling with too many windows of different sizes."""
+    for i, (size, output) in enumerate(zip(sizes, outputs, strict=True)):
+        if output > MAX_WINDOWS and size % output:
+            raise ValueError(
+                f"{function}: output_shape must have at most 2**24 windows along an axis that they do not divide; got "
+                f"{output} along spatial axis {i} of size {size}. Pool to fewer windows, or repeat the result."
+            )
+
+
 def spatial_sizes(
     function: str,
     shape: tuple[int, ...],
@@ -110,28 +131,55 @@ def spatial_sizes(
     channel_axis: int | None,
     *,
     name: str = "x",
-    call: str = "",
+    call: tuple[str, str] | None = None,
     may_be_empty: bool = False,
 ) -> tuple[int, ...]:
     """The spatial part of the shape of ONE example, whose rank must match the sizes given for `argument`.
 
-    The error text calls the array `name`, and shows `call` as the way to pool a batch.
+    The error text calls the array `name`, and shows how to map over a batch what `call` holds: a function of one
+    example, and its arguments.
     """
     layout = {-1: "(*spatial, channels)", 0: "(channels, *spatial)", None: "(*spatial,)"}[channel_axis]
     rank = len(sizes) + (channel_axis is not None)
     if len(shape) != rank:
+        of_example, batch = call or (f"lambda x: jpool.{function}(x, {sizes}, ...)", "(batch)")
         raise ValueError(
             f"{function}: {name} must be ONE example of shape {layout}, which has {rank} axes for {argument} {sizes} "
             f"and channel_axis={channel_axis}; got {len(shape)} axes, shape {shape}. "
-            f"For a batch use jax.vmap: {call or f'jax.vmap(lambda x: jpool.{function}(x, {sizes}, ...))(batch)'}."
-            + (" spatial_shape leaves out batch and channels." if argument == "spatial_shape" else "")
+            + _way_out(len(shape) - rank, argument, sizes, channel_axis, of_example, batch)
         )
     spatial = without_channels(shape, channel_axis)
+    for i, size in enumerate(spatial):
+        if not is_int(size):
+            raise ValueError(
+                f"{function}: {name} must have spatial axes of known sizes; got {size} along spatial axis {i}, shape "
+                f"{shape}. Export a program for each size; only batch and channels may be symbolic."
+            )
     if 0 in spatial and not may_be_empty:
         raise ValueError(
-            f"{function}: {name} must have at least one element along every spatial axis; got shape {shape}."
+            f"{function}: {name} must have at least one element along every spatial axis; got shape {shape}. Leave "
+            "empty examples out."
         )
     return spatial
+
+
+def _way_out(
+    additional: int, argument: str, sizes: tuple[int, ...], channel_axis: int | None, of_example: str, batch: str
+) -> str:
+    """What to do about an array with `additional` axes, or with fewer if that is negative."""
+    if additional > 0:
+        mapped = "jax.vmap(" * additional + of_example + ")" * additional
+        many = {1: "For a batch use jax.vmap", 2: "With two batch axes use jax.vmap twice"}.get(
+            additional, f"With {additional} batch axes use jax.vmap {additional} times"
+        )
+        leaves_out = " spatial_shape leaves out batch and channels." if argument == "spatial_shape" else ""
+        return f"{many}: {mapped}{batch}.{leaves_out}"
+    entries = f"{argument} has one entry per spatial axis: leave "
+    if channel_axis is None:
+        return f"{entries}batch and channels out of it."
+    if additional == -1 and 1 not in (sizes[0], sizes[-1]):
+        return f"Without channels use channel_axis=None; with channels leave them out of {argument}."
+    return f"{entries}the channels out of {argument}, and the batch too, or use channel_axis=None if there are none."
 
 
 def without_channels(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:

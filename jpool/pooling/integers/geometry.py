@@ -79,6 +79,11 @@ class Geometry(NamedTuple):
         return tuple(axis.output for axis in self.axes)
 
     @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """The shape of x with all padding that windows read; without axes on which every element is its own window."""
+        return tuple(max(axis.reach, axis.size) for axis in self.axes if not axis.is_identity)
+
+    @property
     def taps(self) -> int:
         """Taps of one window, numbered 0 .. taps - 1 in row-major order; `taps` means no winner."""
         return math.prod(axis.window for axis in self.axes)
@@ -167,5 +172,18 @@ def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode
             output = -(-(padded - span) // stride) + 1
             if (output - 1) * stride >= size + low:  # the last window would start beyond the input
                 output -= 1
+    stride, low = _nearer(size, span, stride, low, output)
     # A single window may have any stride. With its extent as the stride, windows share no element.
     return Axis(size, window, stride if output > 1 else span, dilation, low, output), padded
+
+
+def _nearer(size: int, span: int, stride: int, low: int, output: int) -> tuple[int, int]:
+    """The smallest stride, and its `low`, at which every window reads the same elements.
+
+    If windows are farther apart than size + span, at most one reads elements, and it does not matter how much padding
+    is between the others. So huge strides and padding do not make a huge array.
+    """
+    last = min(output - 1, (size - 1 + low) // stride)  # the last window that begins before the end of the input
+    begin = max(last * stride - low, -span)
+    nearer = size + span
+    return (nearer, last * nearer - begin) if stride > nearer or output == 1 else (stride, low)
