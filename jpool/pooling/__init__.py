@@ -18,9 +18,9 @@ The idea is in `plain/forward` and `plain/backward`. The modules in order; each 
     functions/pooled_shape pooled_shape
     functions/max_pool     max_pool and min_pool
     functions/argmax       max_pool_with_argmax and convert_argmax
+    functions/linear       a linear map with a user-defined transpose
     functions/parts        windows of different sizes as regular poolings of slices
     functions/adaptive     adaptive_max_pool, adaptive_max_pool_with_argmax and global_max_pool
-    functions/linear       a linear map with a user-defined transpose
     functions/unpool       max_unpool
 """
 

@@ -11,7 +11,7 @@ from shared.cases import CONTENTS, mostly_exhaustive
 from shared.programs import FORBIDDEN, compiled_instructions, lowered_instructions
 
 import jpool
-from jpool.pooling.functions.parts import passes
+from jpool.pooling.functions.parts import passes, window_elements
 
 SHAPES = {
     # name: (shape, output, channel_axis)
@@ -30,12 +30,17 @@ SHAPES = {
     "volume": ((5, 4, 3, 1), (2, 3, 2), -1),
     "zero_channels": ((5, 4, 0), (2, 3), -1),
     "one_element": ((1,), (3,), None),
+    "many_parts": ((31, 2), (23,), -1),
+    "many_windows": ((2, 5, 3), (50, 53), 0),
 }
 
 
 @pytest.mark.usefixtures("arrangement")
 @pytest.mark.parametrize(
-    "name", mostly_exhaustive(SHAPES, ["neighbours_share", "groups_repeat", "channels_first", "line", "zero_channels"])
+    "name",
+    mostly_exhaustive(
+        SHAPES, ["neighbours_share", "groups_repeat", "channels_first", "line", "zero_channels", "many_windows"]
+    ),
 )
 def test_values_gradients_and_argmax_equal_the_oracle(name):
     shape, output, axis = SHAPES[name]
@@ -97,6 +102,44 @@ def test_windows_of_equal_size_and_spacing_are_one_part():
     ]  # fmt: skip
     (repeated,) = passes((3 * 10**5,), (2 * 10**5,))
     assert (repeated.groups, len(repeated.parts)) == (10**5, 1)
+
+
+@pytest.mark.parametrize(("size", "output"), [(5, 4000), (63, 100), (100, 63), (10**5, 61803), (999, 2**20)])
+def test_the_size_of_the_program_does_not_grow_with_the_number_of_windows(size, output):
+    (line,) = passes((size,), (output,))
+    assert len(line.parts) == 1
+    elements = window_elements(size, output).reshape(output, -1)
+    starts, ends = np.arange(output) * size // output, -(-np.arange(1, output + 1) * size // output)
+    np.testing.assert_array_equal(elements[:, 0], starts)
+    np.testing.assert_array_equal(elements[:, -1], ends - 1)
+    assert (np.diff(elements) <= 1).all()  # none is left out
+
+
+def test_a_million_windows():
+    x = jnp.array([[3.0, 1], [2, 2], [0, 5], [5, 0], [1, 1]])
+    values, backward = jax.vjp(lambda x: jpool.adaptive_max_pool(x, (10**6, 2), channel_axis=None), x)
+    np.testing.assert_array_equal(values, x.repeat(2 * 10**5, axis=0))
+    np.testing.assert_array_equal(backward(jnp.ones(values.shape))[0], jnp.full(x.shape, 2e5))
+    gradient = jax.grad(lambda x: jpool.adaptive_max_pool(x, (4001, 2), channel_axis=None).sum())(x)
+    _, winners = oracle.pool(np.asarray(x), oracle.adaptive_windows(np.asarray(x), (4001, 2), None))
+    np.testing.assert_array_equal(gradient, oracle.share(x.shape, winners, np.ones((4001, 2))))
+
+
+def test_no_scatter_where_windows_are_read_one_after_the_other():
+    def both(x):
+        return jax.value_and_grad(lambda x: jpool.adaptive_max_pool(x, (100, 63), channel_axis=None).sum())(x)
+
+    x = jax.ShapeDtypeStruct((63, 100), np.float32)
+    assert not {name for name in compiled_instructions(both, x) if "scatter" in name}
+    assert not {name for name in lowered_instructions("cuda", both, x) if "scatter" in name}
+
+
+def test_absurdly_many_windows_are_refused():
+    with pytest.raises(
+        ValueError,
+        match=r"output_shape must have at most 2\*\*24 windows .*got 1099511627776 along spatial axis 1 of size 5",
+    ):
+        jpool.adaptive_max_pool(np.zeros((4, 5)), (2, 2**40), channel_axis=None)
 
 
 @pytest.mark.usefixtures("arrangement")
@@ -191,7 +234,7 @@ IMAGE = np.zeros((6, 6, 1), np.float32)
         ({"output_shape": (3,)}, ValueError, "x must be ONE example of shape (*spatial, channels), which has 2 axes for output_shape (3,) and channel_axis=-1; got 3 axes, shape (6, 6, 1). For a batch use jax.vmap: jax.vmap(lambda x: jpool."),
         ({"x": np.zeros((0, 6, 1))}, ValueError, "x must have at least one element along every spatial axis"),
         ({"x": [[[1.0]]]}, TypeError, "x must be a JAX or NumPy array; got list"),
-        ({"x": IMAGE * 1j}, TypeError, "x must be an array of real numbers; got dtype complex64"),
+        ({"x": IMAGE * 1j}, TypeError, "x must be an array of real numbers (floats, integers or bool); got ndarray of dtype complex64"),
         ({"channel_axis": 2}, ValueError, "channel_axis must be -1 (channels last), 0"),
     ],
 )  # fmt: skip

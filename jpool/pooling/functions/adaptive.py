@@ -6,13 +6,15 @@ from itertools import repeat
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jpool.checks import check_flag
 from jpool.pooling.derivative.vjp import pool, pool_with_argmax
-from jpool.pooling.functions.inputs import flat_indices, real_array
-from jpool.pooling.functions.parts import Pass, passes
+from jpool.pooling.functions.inputs import check_unsharded, flat_indices, real_array
+from jpool.pooling.functions.linear import Pair, apply
+from jpool.pooling.functions.parts import Pass, passes, window_elements
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.geometry import Axis, Geometry
 from jpool.pooling.plain.arrays import to_accumulator
@@ -28,8 +30,7 @@ def adaptive_max_pool(
     """Pools ONE example to a given shape: along each axis, window i of o reads floor(i n/o) to ceil((i+1) n/o).
 
     These are the windows of torch and Keras; Equinox's differ. There may be more windows than elements. Winners, ties,
-    NaN, dtypes and derivatives are as in `max_pool`: the first maximum of a window wins. Many windows at many
-    distances, such as 63 on 100 elements, take seconds to compile.
+    NaN, dtypes and derivatives are as in `max_pool`: the first maximum of a window wins.
 
     Args:
       x: one example: `(*spatial, channels)`, `(channels, *spatial)` or `(*spatial,)`, depending on `channel_axis`, any
@@ -44,8 +45,8 @@ def adaptive_max_pool(
 
     Raises:
       TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
-      ValueError: an argument has a wrong length or sign, or x has a wrong rank (a batch without `jax.vmap`, say) or an
-        empty spatial axis.
+      ValueError: an argument has a wrong length or sign, x has a wrong rank (a batch without `jax.vmap`, say) or an
+        empty spatial axis, or there are more than 2**24 windows along an axis that they do not divide evenly.
 
     Example:
       >>> import jax, jpool
@@ -106,7 +107,8 @@ def global_max_pool(
 
     Args:
       x: one example of any rank: `(*spatial, channels)`, `(channels, *spatial)` or `(*spatial,)`, any real dtype. A
-        batch looks like an example: map over it with `jax.vmap`.
+        batch looks like an example, also a batch (B, H, W) of maps without channels, and would silently be pooled as
+        one: map over it, `jax.vmap(lambda x: jpool.global_max_pool(x, channel_axis=None))(maps)`.
       keepdims: whether the spatial axes stay, with size 1, as in torch's `AdaptiveMaxPool(1)` and ONNX's
         `GlobalMaxPool`; Keras drops them by default.
       channel_axis: -1 for channels last, 0 for channels first, None for no channels.
@@ -151,9 +153,13 @@ def _resolve(
     check_flag(function, "forward_mode", forward_mode)
     sizes = arguments.spatial_sizes(function, x.shape, "output_shape", outputs, channel_axis)
     choices = zip(entries, sizes, outputs, strict=True)
-    every_axis = [size if entry is None else output for entry, size, output in choices]
+    outputs = tuple(size if entry is None else output for entry, size, output in choices)
+    every_axis = [*outputs]
     if channel_axis is not None:
         every_axis.insert(channel_axis % x.ndim, x.shape[channel_axis])
+    arguments.check_windows(function, sizes, outputs)
+    pooled = [i for i, output in enumerate(every_axis) if output != x.shape[i]]
+    check_unsharded(function, "x", x, pooled)
     return x, tuple(every_axis)
 
 
@@ -196,7 +202,27 @@ def _slices(one_pass: Pass, array: jax.Array) -> list[jax.Array]:
     """What each part pools."""
     shape, axis = array.shape, one_pass.axis
     grouped = array.reshape(*shape[:axis], one_pass.groups, shape[axis] // one_pass.groups, *shape[axis + 1 :])
+    if one_pass.windows is not None:
+        grouped = apply(Pair(_read_windows, _add_up, (axis + 1, *one_pass.windows), (axis + 1,)), (), grouped)
     return [lax.slice_in_dim(grouped, part.start, part.stop, axis=axis + 1) for part in one_pass.parts]
+
+
+def _read_windows(static: tuple[int, int, int], _: Any, array: jax.Array) -> jax.Array:
+    """Reads `window_elements` along an axis."""
+    axis, *windows = static
+    return jnp.take(array, window_elements(*windows), axis, mode="clip")
+
+
+def _add_up(static: tuple[int, int, int], _: Any, ct: jax.Array) -> jax.Array:
+    """The transpose of `_read_windows`: every element adds up what was read from it. No scatter."""
+    axis, size, output = static
+    elements = window_elements(size, output)
+    order, count = np.argsort(elements, kind="stable"), np.bincount(elements, minlength=size)
+    nth = np.arange(count.max())
+    places = order[np.minimum((np.cumsum(count) - count)[:, None] + nth, len(order) - 1)]
+    read = jnp.take(ct, places, axis, mode="clip")
+    exists = lax.broadcast_in_dim(nth < count[:, None], read.shape, (axis, axis + 1))
+    return jnp.where(exists, read, jnp.zeros((), ct.dtype)).sum(axis + 1, dtype=ct.dtype)
 
 
 def _concatenate(one_pass: Pass, arrays: Sequence[jax.Array]) -> jax.Array:
