@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_examples_print_the_output_below_them():
-    assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 4
+    assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 5
     codes, texts = ([block for language, block in BLOCKS if language == kind] for kind in ("python", "text"))
     names = {}  # later examples continue the first
     for code, text in zip(codes, texts, strict=True):

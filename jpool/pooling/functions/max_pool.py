@@ -58,7 +58,9 @@ def max_pool(
       window_dilation: elements from one tap of a window to the next, an int or one per spatial axis; None is 1.
       ceil_mode: rounds the number of windows up instead of down, by torch's and ONNX's rule: the last window may hang
         over the end, but must start inside the input or its low padding. No effect under "SAME" and "SAME_LOWER".
-      channel_axis: -1 for channels last (Flax, Haiku), 0 for channels first (Equinox, torch), None for no channels.
+      channel_axis: -1 for channels last (Flax, Haiku), 0 for channels first (Equinox, torch), None for no channels. A
+        batch of maps without channels, (B, H, W), has as many axes as one example (H, W, C), and would silently be
+        pooled as one. Map over it: `jax.vmap(lambda x: jpool.max_pool(x, (2, 2), channel_axis=None))(maps)`.
       ties: which element wins if several elements of a window are its maximum.
 
         - "first": the first in row-major order, as in torch and Caffe.
