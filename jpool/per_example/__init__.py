@@ -2,6 +2,7 @@
 
 Read in this order; each module imports only modules above it:
 
+    inputs            the arguments, checked
     devices           the batch axis over the devices of a mesh
     cpu_convolutions  convolutions in a loop, arranged for XLA:CPU; everything works without it
     microbatches      a batch processed in parts, to save memory

@@ -54,6 +54,10 @@ def share_first_axis(array_shapes: list[Shape]) -> bool:
 
 def check_mesh(name: str, mesh: Any, axis_name: str) -> None:
     """Refuses what is not a Mesh, and an axis name that it lacks."""
+    if not isinstance(axis_name, str):
+        raise TypeError(
+            f'{name}: axis_name must be a string, the name of a mesh axis such as "data"; got {axis_name!r}.'
+        )
     if mesh is None:
         return
     if not isinstance(mesh, Mesh):
@@ -67,13 +71,14 @@ def check_mesh(name: str, mesh: Any, axis_name: str) -> None:
         )
 
 
-def check_batch(name: str, batch: tuple[Any, ...], mesh: Mesh | None, axis_name: str) -> None:
+def check_batch(name: str, batch: Any, mesh: Mesh | None, axis_name: str) -> None:
     """Refuses arrays without a common first axis, not divisible over the mesh, or on several devices without a mesh."""
     batch_shapes = shapes(batch)
     if not batch_shapes or not share_first_axis(batch_shapes):
         raise ValueError(
             f"{name}: every array of the batch must have the examples on its first axis, the same number in each; got "
-            f"arrays of shapes {batch_shapes}."
+            + (f"arrays of shapes {batch_shapes}. " if batch_shapes else "no array. ")
+            + "Give the inputs of the loss after the first argument, and close over what all examples share."
         )
     if mesh is None:
         return _check_one_device(name, batch)
@@ -87,14 +92,15 @@ def check_batch(name: str, batch: tuple[Any, ...], mesh: Mesh | None, axis_name:
     return None
 
 
-def _check_one_device(name: str, batch: tuple[Any, ...]) -> None:
+def _check_one_device(name: str, batch: Any) -> None:
     """Reads what is available while tracing as well: the mesh in an argument's type, and the mesh set as context."""
-    meshes = [("a mesh is set as context", jax.sharding.get_abstract_mesh())]
+    meshes = [("a mesh is set as context", "call it outside of jax.set_mesh", jax.sharding.get_abstract_mesh())]
+    one_device = "move the batch to one device: jax.device_put(batch, jax.devices()[0])"
     meshes += [
-        (f"an array of shape {jnp.shape(leaf)} is on several devices", jax.typeof(leaf).sharding.mesh)
+        (f"an array of shape {jnp.shape(leaf)} is on several devices", one_device, jax.typeof(leaf).sharding.mesh)
         for leaf in jax.tree.leaves(batch)
     ]
-    for what, mesh in meshes:
+    for what, or_else, mesh in meshes:
         open_axes = [
             axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual
         ]
@@ -103,5 +109,5 @@ def _check_one_device(name: str, batch: tuple[Any, ...]) -> None:
             raise ValueError(
                 f"{name}: {what} ({dict(mesh.shape)}), where JAX's own partitioner can silently return wrong "
                 f"per-example gradients. Give the mesh to split the examples over: {name}(..., mesh=mesh{axis_name}); "
-                "or move the batch to one device: jax.device_put(batch, jax.devices()[0])."
+                f"or {or_else}."
             )

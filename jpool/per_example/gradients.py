@@ -1,6 +1,6 @@
 """Per-example gradients, and the optax transformation that takes their mean.
 
-    per_example_value_and_grad(loss) :: (params, *batch)    -> (values (B,), gradients (B, *shape))
+    per_example_value_and_grad(loss) :: (params, *batch)      -> (values (B,), gradients (B, *shape))
     mean_over_examples().update      :: gradients (B, *shape) -> their mean (*shape)
 
 Every example is computed separately, on one device or on the devices of a mesh. Only gradients are averaged.
@@ -14,7 +14,9 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jpool.checks import check_flag
 from jpool.per_example.devices import Shape, check_batch, check_mesh, over_devices, shapes, share_first_axis, vary_like
+from jpool.per_example.inputs import check_alive, check_kinds, check_loss, check_params, with_checked_result
 
 
 def per_example_value_and_grad(
@@ -34,17 +36,23 @@ def per_example_value_and_grad(
 
     Returns:
       `f(params, *batch) -> (values, gradients)`, or `-> ((values, aux), gradients)` with `has_aux`. Every array of the
-      batch has the examples on its first axis, length B; values has shape (B,), and every leaf of gradients (and aux)
-      the shape of its parameter with a leading B. Gradients take B times the memory of params. With a mesh, all results
-      are split over the devices as the examples are. Inside your own `jax.shard_map`, f maps the examples that it is
-      given there, and you need not mark params as varying.
+      batch has the examples on its first axis, length B, and may be given by keyword; values has shape (B,), and every
+      leaf of gradients (and aux) the shape of its parameter with a leading B. Gradients take B times the memory of
+      params. With a mesh, all results are split over the devices as the examples are. Inside your own `jax.shard_map`,
+      f maps the examples that it is given there, and you need not mark params as varying.
+
+      Random numbers: give each example its own key, `jax.random.split(key, B)`. With the generator "rbg", what an
+      example draws also depends on the rest of the batch, because JAX draws for a whole batch under `jax.vmap` at once.
 
     Raises:
-      TypeError: loss is not callable, or mesh is not a `jax.sharding.Mesh`.
-      ValueError: axis_name is not an axis of mesh. From f: the batch is missing, its arrays do not share a first axis,
-        or the mesh does not divide it; or, without a mesh, the batch is on several devices or a mesh of several is
-        set as context: JAX's partitioner silently returns wrong gradients of convolutions there. (It cannot be detected
-        if only a surrounding `jax.jit` specifies it, by in_shardings or out_shardings: give f the mesh there.)
+      TypeError: loss is not callable, has_aux not a bool, axis_name not a string, or mesh not a `jax.sharding.Mesh`.
+        From f: params holds anything but floats, the batch anything but numbers and random keys, or loss does not
+        return one float.
+      ValueError: axis_name is not an axis of mesh. From f: an array is deleted, the batch is missing, its arrays do not
+        share a first axis, or the mesh does not divide it; or, without a mesh, the batch is on several devices or a
+        mesh of several is set as context: JAX's partitioner silently returns wrong gradients of convolutions there. (It
+        cannot be detected if only a surrounding `jax.jit` specifies it, by in_shardings or out_shardings: give f the
+        mesh there.)
 
     Example:
       >>> import jax, jpool
@@ -68,22 +76,32 @@ def per_example_value_and_grad(
     """
     name = "per_example_value_and_grad"
     check_loss(name, loss)
+    check_flag(name, "has_aux", has_aux)
     check_mesh(name, mesh, axis_name)
 
-    on_one_device = vmapped_value_and_grad(loss, has_aux)
+    on_one_device = vmapped_value_and_grad(name, loss, bool(has_aux))
     mapped = on_one_device if mesh is None else over_devices(on_one_device, mesh, axis_name, P(axis_name))
 
-    def value_and_grad(params: Any, *batch: Any) -> tuple[Any, Any]:
-        check_batch(name, batch, mesh, axis_name)
-        return mapped(params, batch)
+    def value_and_grad(params: Any, *batch: Any, **named: Any) -> tuple[Any, Any]:
+        check_params(name, params)
+        check_alive(name, "params", params)
+        check_kinds(name, (batch, named))
+        check_batch(name, (batch, named), mesh, axis_name)
+        return mapped(params, (batch, named))
 
     return value_and_grad
 
 
-def vmapped_value_and_grad(loss: Callable[..., Any], has_aux: bool = False) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """`(params, batch)` -> `jax.value_and_grad` of the loss for every example; nothing is checked."""
-    value_and_grad = jax.value_and_grad(loss, has_aux=has_aux)
-    of_example = lambda params, example: value_and_grad(params, *example)  # noqa: E731
+def vmapped_value_and_grad(
+    name: str, loss: Callable[..., Any], has_aux: bool = False
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`(params, batch)` -> `jax.value_and_grad` of the loss for every example; batch is (positional, by keyword)."""
+    value_and_grad = jax.value_and_grad(with_checked_result(name, loss, has_aux), has_aux=has_aux)
+
+    def of_example(params: Any, example: Any) -> tuple[Any, Any]:
+        positional, named = example
+        return value_and_grad(params, *positional, **named)
+
     return lambda params, batch: jax.vmap(of_example, (None, 0))(vary_like(params, batch), batch)
 
 
@@ -122,22 +140,19 @@ def mean_over_examples() -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def check_loss(name: str, loss: Any) -> None:
-    """Refuses a loss that cannot be called."""
-    if not callable(loss):
-        raise TypeError(f"{name}: loss must be a function of (params, *example); got {loss!r}.")
-
-
 def _check_gradients(leaves: list[Shape], expected: list[Shape] | None) -> None:
     if not share_first_axis(leaves):
         raise ValueError(
             "mean_over_examples: updates must be per-example gradients, every leaf with the same leading axis of "
-            f"examples; got shapes {leaves}."
+            f"examples; got shapes {leaves}. Take them from per_example_value_and_grad."
         )
     if any(shape[0] == 0 for shape in leaves):
-        raise ValueError(f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {leaves}.")
+        raise ValueError(
+            f"mean_over_examples: the mean of no examples is undefined; got updates of shapes {leaves}. Skip empty "
+            "batches."
+        )
     if expected is not None and [shape[1:] for shape in leaves] != expected:
         raise ValueError(
             "mean_over_examples: updates must have the shapes of params after a leading axis of examples; got "
-            f"{leaves} for params of shapes {expected}."
+            f"{leaves} for params of shapes {expected}. Give the params that the gradients are of."
         )

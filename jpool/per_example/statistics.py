@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 from jpool.checks import positive_int
 from jpool.jax_extensions import is_traced
 from jpool.per_example.devices import check_batch, check_mesh, over_devices, put, shapes
-from jpool.per_example.gradients import check_loss, vmapped_value_and_grad
+from jpool.per_example.gradients import vmapped_value_and_grad
+from jpool.per_example.inputs import as_weights, check_alive, check_kinds, check_loss, check_params
 from jpool.per_example.microbatches import in_microbatches
 
 
@@ -79,14 +80,15 @@ def gradient_statistics(
 
     Returns:
       `f(params, *batch, weights=None) -> GradientStatistics`, compiled once per shape of the batch. Every array of the
-      batch has the examples on its first axis, length B >= 1. `weights`, shape (B,), of zeros and ones (bool, integer
-      or float), leaves examples out exactly, whatever they contain; their losses and squared norms are 0. `mean` has
-      the shapes and dtypes of params; sums, squared_norms and the scalars are float32 at least. With fewer than two
-      examples the last three are nan; without any, mean as well. With a mesh, losses and squared_norms are split over
-      the devices, and the rest is on all of them.
+      batch has the examples on its first axis, length B >= 1, and may be given by keyword, unless it is called weights.
+      `weights`, shape (B,), of zeros and ones (bool, integer or float), leaves examples out exactly, whatever they
+      contain; their losses and squared norms are 0. `mean` has the shapes and dtypes of params; sums, squared_norms and
+      the scalars are float32 at least. With fewer than two examples the last three are nan; without any, mean as well.
+      With a mesh, losses and squared_norms are split over the devices, and the rest is on all of them.
 
     Raises:
-      TypeError: loss is not callable, microbatch_size is not an int, or mesh is not a `jax.sharding.Mesh`.
+      TypeError: loss is not callable, microbatch_size not an int, axis_name not a string, or mesh not a
+        `jax.sharding.Mesh`. From f: as in `per_example_value_and_grad`, or weights are not an array of numbers.
       ValueError: microbatch_size is below 1, or axis_name is not an axis of mesh. From f: as in
         `per_example_value_and_grad`, the batch is empty, or weights are not B zeros and ones.
 
@@ -105,15 +107,17 @@ def gradient_statistics(
     check_loss(name, loss)
     check_mesh(name, mesh, axis_name)
     check_microbatch_size(name, microbatch_size)
-    totals_and_rows = gradient_totals(loss, microbatch_size, mesh, axis_name, norms=True)
+    totals_and_rows = gradient_totals(name, loss, microbatch_size, mesh, axis_name, norms=True)
 
     @jax.jit
     def statistics(params: Any, batch: Any, weights: Any) -> GradientStatistics:
         totals, (losses, squared_norms) = totals_and_rows(params, batch, weights)
         return GradientStatistics(losses, squared_norms, totals.mean(params), *noise(totals))
 
-    def checked(params: Any, *batch: Any, weights: Any = None) -> GradientStatistics:
-        weights = as_weights(weights)
+    def checked(params: Any, *positional: Any, weights: Any = None, **named: Any) -> GradientStatistics:
+        batch, weights = (positional, named), as_weights(name, weights)
+        check_params(name, params)
+        check_alive(name, "params", params)
         check_examples(name, batch, weights, mesh, axis_name)
         if mesh is not None:
             params, (batch, weights) = put(params, mesh), put((batch, weights), mesh, axis_name)
@@ -132,13 +136,13 @@ def noise(totals: Totals) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def gradient_totals(
-    loss: Callable[..., Any], microbatch_size: int | None, mesh: Mesh | None, axis_name: str, *, norms: bool
+    name: str, loss: Callable[..., Any], microbatch_size: int | None, mesh: Mesh | None, axis_name: str, *, norms: bool
 ) -> Callable[..., tuple[Totals, Any]]:
     """`(params, batch, weights)` -> the totals over all devices, and (losses, squared_norms) of each example.
 
     Without norms, which need the gradient of every example, XLA sums within the products that compute the gradients.
     """
-    value_and_grad = vmapped_value_and_grad(loss)
+    value_and_grad = vmapped_value_and_grad(name, loss)
 
     def of_microbatch(params: Any, batch: Any, weights: Any) -> tuple[Totals, Any]:
         losses, gradients = value_and_grad(params, batch)
@@ -169,8 +173,11 @@ def check_microbatch_size(name: str, size: Any) -> None:
         positive_int(name, "microbatch_size", size, ", or None for the whole batch")
 
 
-def check_examples(name: str, batch: tuple[Any, ...], weights: Any, mesh: Mesh | None, axis_name: str) -> None:
+def check_examples(
+    name: str, batch: Any, weights: Any, mesh: Mesh | None, axis_name: str, *, may_be_all_zero: bool = True
+) -> None:
     """Refuses a batch without examples, and weights that are not a zero or a one for each of them."""
+    check_kinds(name, batch)
     check_batch(name, batch, mesh, axis_name)
     (count, *_), *_ = shapes(batch)
     if count == 0:
@@ -181,7 +188,8 @@ def check_examples(name: str, batch: tuple[Any, ...], weights: Any, mesh: Mesh |
         return
     if jnp.shape(weights) != (count,):
         raise ValueError(
-            f"{name}: weights must have shape ({count},), one for each example; got shape {jnp.shape(weights)}."
+            f"{name}: weights must have shape ({count},), one for each example; got shape {jnp.shape(weights)}. Give 1 "
+            "for an example and 0 for padding."
         )
     # Traced weights and those of other processes cannot be read.
     if not is_traced(weights) and getattr(weights, "is_fully_addressable", True):
@@ -191,11 +199,10 @@ def check_examples(name: str, batch: tuple[Any, ...], weights: Any, mesh: Mesh |
                 f"{name}: weights must be 1 for an example and 0 for padding; got {other.tolist()[:3]} among them. To "
                 "give examples unequal weight, multiply their losses inside loss."
             )
-
-
-def as_weights(weights: Any) -> jax.Array | None:
-    """The weights as an array; None stays None."""
-    return None if weights is None else jnp.asarray(weights)
+        if not may_be_all_zero and not np.asarray(weights).any():
+            raise ValueError(
+                f"{name}: the mean of no examples is undefined; got weights that are all 0. Skip batches of padding."
+            )
 
 
 def _or_zero(leaf: jax.Array, present: jax.Array) -> jax.Array:

@@ -16,8 +16,16 @@ from jax.sharding import Mesh
 
 from jpool.jax_extensions import is_traced
 from jpool.per_example.devices import check_mesh, put
-from jpool.per_example.gradients import check_loss
-from jpool.per_example.statistics import as_weights, check_examples, check_microbatch_size, gradient_totals
+from jpool.per_example.inputs import (
+    as_weights,
+    check_alive,
+    check_loss,
+    check_optimizer,
+    check_params,
+    described,
+    missing_arguments,
+)
+from jpool.per_example.statistics import check_examples, check_microbatch_size, gradient_totals
 
 
 class TrainState(NamedTuple):
@@ -29,7 +37,13 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step, with a copy of params: donating the state leaves the caller's intact."""
+        """The state before the first step, with a copy of params: donating the state leaves the caller's intact.
+
+        Raises:
+          TypeError: optimizer is not an optax optimiser, or params holds anything but floats.
+        """
+        check_optimizer("TrainState.create", optimizer)
+        check_params("TrainState.create", params)
         # With an explicit dtype no leaf is weakly typed. A weak type would become strong in the first step, and the
         # second step would be compiled again.
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
@@ -59,9 +73,10 @@ def make_train_step(
 
     Args:
       loss: `loss(params, *example) -> scalar`.
-      optimizer: any optax optimiser, with or without `mean_over_examples` in front; it receives the mean gradient. A
-        transformation of each example's gradient (clipping, differential privacy) is a chain after
-        `per_example_value_and_grad`.
+      optimizer: any optax optimiser, with or without `mean_over_examples` in front; it receives the mean gradient, and
+        the mean loss as `value` if it takes one (reduce_on_plateau, polyak_sgd). One that evaluates the loss itself
+        (lbfgs and other line searches) is refused in the first step. A transformation of each example's gradient
+        (clipping, differential privacy) is a chain after `per_example_value_and_grad`.
       microbatch_size: how many examples each device processes at a time, None for all of them. It need not divide
         their number.
       mesh: the devices to split the examples over, as in `per_example_value_and_grad`; None for one device.
@@ -69,16 +84,19 @@ def make_train_step(
 
     Returns:
       `step(state, *batch, weights=None) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of
-      the batch has the examples on its first axis, and weights (B,) of zeros and ones leave examples out exactly. The
-      state is donated: its buffers are reused and must not be read again. Compiled once per shape of the batch. With
-      a mesh, state and batch may be anywhere; the returned state is on all devices, and an array of the batch that is
-      split over them already is not moved. `step.lower` and other attributes are those of the jitted function.
+      the batch has the examples on its first axis, may be given by keyword, and weights (B,) of zeros and ones leave
+      examples out exactly. Weights that are all zero are refused; traced ones, in your own `jax.jit`, make no step: the
+      state stays as it is, and loss and gradient_norm are nan. The state is donated: its buffers are reused and must
+      not be read again. Compiled once per shape of the batch. With a mesh, state and batch may be anywhere; the
+      returned state is on all devices, and an array of the batch that is split over them already is not moved.
+      `step.lower` and other attributes are those of the jitted function.
 
     Raises:
-      TypeError: loss is not callable, optimizer is not an optax optimiser, microbatch_size is not an int, or mesh is
-        not a `jax.sharding.Mesh`.
+      TypeError: loss is not callable, optimizer not an optax optimiser, microbatch_size not an int, axis_name not a
+        string, or mesh not a `jax.sharding.Mesh`. From step, before the state is donated: as in `gradient_statistics`,
+        state is not a `TrainState`, or the optimiser needs other arguments than `value`.
       ValueError: microbatch_size is below 1, or axis_name is not an axis of mesh. From step, before the state is
-        donated: as in `gradient_statistics`.
+        donated: as in `gradient_statistics`, the state was donated before, or weights are all zero.
 
     Example:
       >>> import jpool, optax
@@ -105,42 +123,78 @@ def make_train_step(
     """
     name = "make_train_step"
     check_loss(name, loss)
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"{name}: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}.")
+    check_optimizer(name, optimizer)
     check_mesh(name, mesh, axis_name)
     check_microbatch_size(name, microbatch_size)
-    totals_and_rows = gradient_totals(loss, microbatch_size, mesh, axis_name, norms=False)
-    check = partial(check_examples, f"{name}'s step", mesh=mesh, axis_name=axis_name)
+    of_step = f"{name}'s step"
+    totals_and_rows = gradient_totals(of_step, loss, microbatch_size, mesh, axis_name, norms=False)
+    check = partial(check_examples, of_step, mesh=mesh, axis_name=axis_name, may_be_all_zero=False)
 
-    def step(state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
-        check(batch, weights)
-        totals, _ = totals_and_rows(state.params, batch, weights)
-        gradient = totals.mean(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(totals.loss / totals.examples, optax.tree.norm(totals.unrounded_mean()))
-        return TrainState(params, opt_state, state.step + 1), metrics
+    def step(state: TrainState, *positional: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
+        check((positional, named), weights)
+        check_params(of_step, state.params, "state.params")
+        totals, _ = totals_and_rows(state.params, (positional, named), weights)
+        gradient, mean_loss = totals.mean(state.params), totals.loss / totals.examples
+        updates, opt_state = _updates(of_step, optimizer, gradient, state, mean_loss)
+        after = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        if weights is not None:  # without an example there is no step
+            after = jax.tree.map(partial(jnp.where, totals.examples > 0), after, state)
+        return after, Metrics(mean_loss, optax.tree.norm(totals.unrounded_mean()))
 
-    return _Step(jax.jit(step, donate_argnums=0), check, mesh, axis_name)
+    return _Step(of_step, jax.jit(step, donate_argnums=0), check, mesh, axis_name)
+
+
+def _updates(name: str, optimizer: Any, gradient: Any, state: TrainState, mean_loss: jax.Array) -> tuple[Any, Any]:
+    """The optimiser's updates and state; it receives the mean loss as `value` if it takes one."""
+    try:
+        try:
+            return optimizer.update(gradient, state.opt_state, state.params, value=mean_loss)
+        except TypeError as error:
+            if "unexpected keyword argument 'value'" not in str(error):
+                raise
+            return optimizer.update(gradient, state.opt_state, state.params)
+    except (TypeError, ValueError) as error:
+        if missing := missing_arguments(error):
+            raise TypeError(
+                f"{name}: optimizer must need no argument but value, the mean loss; got one that needs {missing}. It "
+                "evaluates the loss or its gradient itself: call its update in a step of your own."
+            ) from error
+        raise
 
 
 class _Step:
     """The compiled step after checks that need concrete arrays; other attributes are the jitted function's."""
 
-    def __init__(self, compiled: Any, check: Callable[..., None], mesh: Mesh | None, axis_name: str) -> None:
-        self._compiled, self._check, self._axis_name = compiled, check, axis_name
+    def __init__(self, name: str, compiled: Any, check: Callable[..., None], mesh: Mesh | None, axis_name: str) -> None:
+        self._name, self._compiled, self._check, self._axis_name = name, compiled, check, axis_name
         self._mesh: Any = mesh
 
-    def __call__(self, state: TrainState, *batch: Any, weights: Any = None) -> tuple[TrainState, Metrics]:
-        weights = as_weights(weights)
-        self._check(batch, weights)
-        if self._mesh is None:
-            return self._compiled(state, *batch, weights=weights)
+    def __call__(
+        self, state: TrainState, *positional: Any, weights: Any = None, **named: Any
+    ) -> tuple[TrainState, Metrics]:
+        weights = as_weights(self._name, weights)
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                f"{self._name}: state must be a TrainState; got {described(state)}. Make the first one by "
+                "TrainState.create(params, optimizer), and then give the one that the step returned."
+            )
+        self._check((positional, named), weights)
+        try:
+            if self._mesh is None:
+                return self._compiled(_without_shared_buffers(state), *positional, weights=weights, **named)
+            return self._on_mesh(state, (positional, named), weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            check_params(self._name, state.params, "state.params")  # here, so that a good call does not wait for it
+            if "deleted" in str(error):
+                check_alive(self._name, "state", state)
+            raise
+
+    def _on_mesh(self, state: TrainState, batch: Any, weights: Any) -> tuple[TrainState, Metrics]:
         # A moved array may share its buffer on one device with the original, which is deleted below: so copy it.
         copied = lambda leaf, moved: moved if moved is leaf else moved.copy()  # noqa: E731
-        on_mesh = jax.tree.map(copied, state, put(state, self._mesh))
-        batch, weights = put((batch, weights), self._mesh, self._axis_name)
-        after = self._compiled(on_mesh, *batch, weights=weights)
+        on_mesh = _without_shared_buffers(jax.tree.map(copied, state, put(state, self._mesh)))
+        (positional, named), weights = put((batch, weights), self._mesh, self._axis_name)
+        after = self._compiled(on_mesh, *positional, weights=weights, **named)
         for leaf, moved in zip(jax.tree.leaves(state), jax.tree.leaves(on_mesh), strict=True):
             if leaf is not moved and isinstance(leaf, jax.Array) and not is_traced(leaf):
                 leaf.delete()  # as a donated state is
@@ -150,3 +204,18 @@ class _Step:
         if name == "_compiled":  # not set yet while the object is copied
             raise AttributeError(name)
         return getattr(self._compiled, name)
+
+
+def _without_shared_buffers(state: TrainState) -> TrainState:
+    """The state, with a copy of every array that is in it twice, because a buffer can be donated only once.
+
+    Some optimisers keep the parameters themselves in their first state: optax.contrib's dog, prodigy, sam, mechanize.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    if len({id(leaf) for leaf in leaves}) < len(leaves):
+        earlier = set[int]()
+        for i, leaf in enumerate(leaves):
+            if id(leaf) in earlier and isinstance(leaf, jax.Array):
+                leaves[i] = leaf.copy()
+            earlier.add(id(leaf))
+    return jax.tree.unflatten(structure, leaves)

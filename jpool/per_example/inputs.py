@@ -1,0 +1,145 @@
+"""The arguments of per-example gradients and training, checked before JAX sees them.
+
+A leaf of a pytree that is of the wrong kind is named by its path, such as `params['conv']['w']`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jpool.jax_extensions import is_traced
+
+
+def check_loss(name: str, loss: Any) -> None:
+    """Refuses a loss that cannot be called."""
+    if not callable(loss):
+        raise TypeError(f"{name}: loss must be a function of (params, *example); got {loss!r}.")
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Refuses what has no `init` and `update`."""
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"{name}: optimizer must be an optax optimiser, such as optax.sgd(0.1); got {optimizer!r}.")
+
+
+def with_checked_result(name: str, loss: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """The same loss; a result that is not one float, or (float, aux) with has_aux, is an error."""
+
+    def checked(params: Any, *example: Any, **named: Any) -> Any:
+        result = loss(params, *example, **named)
+        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                f"{name}: with has_aux=True, loss must return (scalar, aux) for ONE example; got {described(result)}."
+            )
+        value = result[0] if has_aux else result
+        if jnp.shape(value) if (numbers := _is_numbers(value)) else True:
+            many = " Reduce it, for example by .sum() or .mean()." if numbers else ""
+            pair = " Return only the scalar, or use has_aux=True where there is one." if type(result) is tuple else ""
+            raise TypeError(
+                f"{name}: loss must return one float, the loss of ONE example; got {described(value)}.{many}{pair}"
+            )
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise TypeError(
+                f"{name}: loss must return a float, because other dtypes have no gradient; got {described(value)}. "
+                "Convert it, for example by .astype(float), or take the real part."
+            )
+        return result
+
+    return checked
+
+
+def check_params(name: str, params: Any, argument: str = "params") -> None:
+    """Refuses leaves that are not floats."""
+    wrong = lambda leaf: not (_is_numbers(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating))  # noqa: E731
+    _refuse_first(
+        name,
+        argument,
+        params,
+        wrong,
+        "must hold float arrays only",
+        "Give the parameters alone and close over the rest: eqx.partition(model, eqx.is_inexact_array) of Equinox, "
+        "nnx.split(model, nnx.Param, ...) of Flax.",
+    )
+
+
+def check_kinds(name: str, batch: Any) -> None:
+    """Refuses leaves of a batch that are not arrays of numbers or of random keys."""
+    is_key = lambda leaf: isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    _refuse_first(
+        name,
+        "batch",
+        batch,
+        lambda leaf: not (_is_numbers(leaf) or is_key(leaf)),
+        "must hold arrays of numbers",
+        "Encode it as numbers, or leave it out.",
+    )
+    check_alive(name, "batch", batch)
+
+
+def check_alive(name: str, argument: str, tree: Any) -> None:
+    """Refuses arrays whose buffers were donated or deleted."""
+    dead = lambda leaf: isinstance(leaf, jax.Array) and not is_traced(leaf) and leaf.is_deleted()  # noqa: E731
+    returned = "Continue with the state that the step returned" if argument == "state" else "Give an array that exists"
+    deleted = "must not be deleted, for example by donation to an earlier call"
+    _refuse_first(name, argument, tree, dead, deleted, f"{returned}.", ValueError)
+
+
+def as_weights(name: str, weights: Any) -> jax.Array | None:
+    """The weights as an array of numbers; None stays None."""
+    if weights is None:
+        return None
+    expected = f"{name}: weights must be an array of zeros and ones, one for each example"
+    advice = "Use for example jnp.array([1, 1, 0]), where 0 marks padding."
+    try:
+        array = weights if isinstance(weights, jax.Array) else np.asarray(weights)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{expected}; got a {type(weights).__name__} of unequal rows. {advice}") from error
+    if isinstance(weights, np.ma.MaskedArray) or not _is_numbers(array) or jnp.iscomplexobj(array):
+        raise TypeError(f"{expected}; got {described(weights)}. {advice}")
+    check_alive(name, "weights", array)
+    return jnp.asarray(array)
+
+
+def missing_arguments(error: Exception) -> str:
+    """The names in an error about arguments that an optimiser requires; empty if the error is another one."""
+    text = str(error)
+    if "required keyword-only argument" in text:  # Python's words
+        return ", ".join(re.findall(r"'(\w+)'", text))
+    return ", ".join(re.findall(r"^(\w+) must be provided", text))  # optax's
+
+
+def described(value: Any) -> str:
+    """A value for an error text: shape and dtype of an array, else the value and its type."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__ if not isinstance(value, jax.Array) else 'array'} {value.dtype}{[*value.shape]}"
+    return f"{value!r:.80} of type {type(value).__name__}"
+
+
+def _is_numbers(leaf: Any) -> bool:
+    """Whether JAX makes an array of bools or numbers of it."""
+    if isinstance(leaf, bool | int | float | complex):
+        return True
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(leaf, np.ma.MaskedArray):
+        return False
+    return leaf.dtype == np.bool_ or jnp.issubdtype(leaf.dtype, np.number)
+
+
+def _refuse_first(
+    name: str,
+    argument: str,
+    tree: Any,
+    is_wrong: Callable[[Any], bool],
+    expected: str,
+    advice: str,
+    error: type[Exception] = TypeError,
+) -> None:
+    """Raises the error for the first leaf that is wrong."""
+    if any(map(is_wrong, jax.tree.leaves(tree))):
+        path, leaf = next(found for found in jax.tree.leaves_with_path(tree) if is_wrong(found[1]))
+        raise error(
+            f"{name}: {argument} {expected}; got {described(leaf)} at {argument}{jax.tree_util.keystr(path)}. {advice}"
+        )
