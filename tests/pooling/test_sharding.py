@@ -53,6 +53,13 @@ def test_pooling_along_an_axis_sharded_over_an_auto_mesh(name, size):
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_windows_that_overhang_on_an_axis_sharded_over_fewer_devices():
+    x = jax.device_put(jnp.arange(8.0), NamedSharding(mesh(AxisType.Auto, 4), P("d")))
+    pool = jax.jit(lambda x: jpool.max_pool(x, (3,), 3, ceil_mode=True, channel_axis=None))
+    assert pool(x).tolist() == [2, 5, 7]
+    assert jax.grad(lambda x: pool(x).sum())(x).tolist() == [0, 0, 1, 0, 0, 1, 0, 1]
+
+
 def test_a_batch_on_an_explicit_mesh_stays_sharded(xs):
     argmax = lambda x: jpool.max_pool_with_argmax(x, **SAME)[1]  # noqa: E731
     gradient = jax.grad(lambda x: jpool.max_pool(x, **SAME).sum())  # its cotangent is the same for every example
@@ -174,10 +181,13 @@ def test_inside_shard_map_arrays_that_differ_between_devices_are_marked_varying(
     np.testing.assert_array_equal(gradient, sum(jax.grad(loss)(values[0], indices) for indices in argmax))
 
 
-def test_gradients_with_jit_disabled(xs):
-    expected = jax.vmap(jax.grad(lambda x: jpool.max_pool(x, **SAME).sum()))(xs)
-    with jax.disable_jit():
-        np.testing.assert_array_equal(jax.vmap(jax.grad(lambda x: jpool.max_pool(x, **SAME).sum()))(xs), expected)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_with_jit_disabled_and_infinities_forbidden(name, xs):
+    """No infinity is made eagerly: the value of padding is -inf."""
+    gradient = jax.vmap(jax.grad(lambda x: FUNCTIONS[name](x).sum()))
+    expected = gradient(xs)
+    with jax.disable_jit(), jax.debug_infs(True):
+        np.testing.assert_array_equal(gradient(xs), expected)
 
 
 @pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])

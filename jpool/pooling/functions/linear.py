@@ -9,7 +9,7 @@ differentiated in both modes, to any order, under `jax.vmap` and `jax.jit`; reve
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -95,8 +95,18 @@ def _batched(operands: Any, axes: Any, *, pair: Pair) -> tuple[jax.Array, int]:
     return _linear.bind(*residuals, x, pair=replace(pair, vmapped=(*pair.vmapped, residual_axes))), 0
 
 
-_jitted = jax.jit(lambda pair, *operands: _linear.bind(*operands, pair=pair), static_argnums=0)
-_linear.def_impl(lambda *operands, pair: _jitted(pair, *operands))
+@partial(jax.jit, static_argnums=0)
+def _jitted(pair: Pair, *operands: jax.Array) -> jax.Array:
+    return _linear.bind(*operands, pair=pair)
+
+
+def _run(*operands: jax.Array, pair: Pair) -> jax.Array:
+    """Eager calls run compiled, even under `jax.disable_jit`: a primitive has no other way to run."""
+    with jax.disable_jit(False):
+        return _jitted(pair, *operands)
+
+
+_linear.def_impl(_run)
 _linear.def_abstract_eval(_type)
 define_linear(_linear, lambda pair: (_linear, {"pair": pair.transpose}))
 define_batching(_linear, _batched)
