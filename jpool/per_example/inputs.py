@@ -66,18 +66,14 @@ def check_params(name: str, params: Any, argument: str = "params") -> None:
     )
 
 
-def check_kinds(name: str, batch: Any) -> None:
-    """Refuses leaves of a batch that are not arrays of numbers or of random keys."""
+def check_kinds(name: str, batch: tuple[Any, Any]) -> None:
+    """Refuses leaves of a batch, (positional, by keyword), that are not arrays of numbers or of random keys."""
     is_key = lambda leaf: isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    _refuse_first(
-        name,
-        "batch",
-        batch,
-        lambda leaf: not (_is_numbers(leaf) or is_key(leaf)),
-        "must hold arrays of numbers",
-        "Encode it as numbers, or leave it out.",
-    )
-    check_alive(name, "batch", batch)
+    wrong = lambda leaf: not (_is_numbers(leaf) or is_key(leaf))  # noqa: E731
+    for part in batch:
+        advice = "Encode it as numbers, or leave it out."
+        _refuse_first(name, "batch", part, wrong, "must hold arrays of numbers", advice)
+        check_alive(name, "batch", part)
 
 
 def check_alive(name: str, argument: str, tree: Any) -> None:

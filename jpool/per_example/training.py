@@ -170,7 +170,7 @@ class _Step:
         self._mesh: Any = mesh
 
     def __call__(
-        self, state: TrainState, *positional: Any, weights: Any = None, **named: Any
+        self, /, state: TrainState, *positional: Any, weights: Any = None, **named: Any
     ) -> tuple[TrainState, Metrics]:
         weights = as_weights(self._name, weights)
         if not isinstance(state, TrainState):
