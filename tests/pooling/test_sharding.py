@@ -97,7 +97,7 @@ WITHOUT_GRADIENT = {
 }
 
 
-@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 @pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.exhaustive), AxisType.Explicit])
 @pytest.mark.parametrize("sharded_axis", ["batch", "channels"])
 @pytest.mark.parametrize("name", [*FUNCTIONS, *WITHOUT_GRADIENT])
