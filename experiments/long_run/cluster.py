@@ -1,6 +1,7 @@
 """The devices of a run: one, several of this process, or those of many processes, as one mesh with axis "data".
 
 connect    :: options        -> Mesh, or None for one device
+together   :: a context in which an error of one process ends all
 split      :: (mesh, batch)  -> the batch with its examples sharded over the mesh
 replicate  :: (mesh, tree)   -> the tree on all devices
 local_copy :: tree           -> a replicated tree as arrays of this process
@@ -8,9 +9,8 @@ local_copy :: tree           -> a replicated tree as arrays of this process
 
 import contextlib
 import hashlib
-import socket
 import sys
-import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.long_run import meeting
+
 TIMEOUT = 120  # seconds that processes wait for each other at the start
+HEARTBEAT = 7 * 24 * 3600  # seconds; JAX aborts the program then, and the watch below notices a dead process at once
+watch: meeting.Watch | None = None  # of the other processes, if there are any
 
 
 class ClusterError(Exception):
@@ -50,26 +54,58 @@ def connect(
 
 
 def join_processes(processes: int, coordinator: str, process_id: int) -> None:
-    """Waits for the other processes, first with a plain socket: if JAX waits in vain, it ends the whole program."""
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234; got {coordinator!r}")
+    """Waits for the other processes, starts JAX in all of them, and watches them from then on."""
+    host, port = address(coordinator)
     print(f"process {process_id} waits up to {TIMEOUT} s for {processes} at {coordinator}", file=sys.stderr, flush=True)
-    until = time.monotonic() + TIMEOUT
-    while process_id > 0:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            break
-        except OSError as error:
-            if time.monotonic() > until:
-                raise ClusterError(
-                    f"no process answers at {coordinator} after {TIMEOUT} s ({error}); is process 0 running?"
-                ) from error
-            time.sleep(0.2)
     try:
-        jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=TIMEOUT)
+        if process_id:
+            partners = meeting.join(host, port, processes, process_id, TIMEOUT)
+        else:
+            partners = meeting.gather(coordinator, port, processes, TIMEOUT)
+    except meeting.MeetingError as error:
+        raise ClusterError(str(error)) from error
+    global watch
+    watch = meeting.Watch(partners)
+    local = meeting.relay(host, port) if process_id else f"127.0.0.1:{port}"
+    try:
+        jax.distributed.initialize(
+            local, processes, process_id, initialization_timeout=TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT
+        )
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"cannot meet {processes} processes at {coordinator}: {first_line(error)}") from error
+
+
+def address(coordinator: str) -> tuple[str, int]:
+    """The host and the port of "HOST:PORT"."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ClusterError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234; got {coordinator!r}")
+    if not 0 < int(port) < 65536:
+        raise ClusterError(f"--coordinator must have a port from 1 to 65535; got {coordinator!r}")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ClusterError(f"--coordinator must have the name or the number of a host; got {coordinator!r}") from error
+    return host, int(port)
+
+
+@contextlib.contextmanager
+def together(outlook: Callable[[], str]) -> Iterator[None]:
+    """Around everything after `connect`: all processes end together, and one that fails does not wait for the others.
+
+    Args:
+      outlook: says what is saved and how to continue; printed if another process dies.
+    """
+    if watch is None:
+        yield
+        return
+    watch.outlook = outlook
+    try:
+        yield
+    except BaseException as error:
+        watch.fail(error)
+    jax.distributed.shutdown()  # waits for the others
+    watch.say("bye")
 
 
 def agree(options: object) -> None:

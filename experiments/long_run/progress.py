@@ -3,14 +3,19 @@
 import math
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
 from tqdm import tqdm
 
 import jpool
+from experiments.common import terminal
 
 SKIPS = 10  # steps in a row that may be skipped before the run stops
+TOGETHER = 1.0  # seconds; signals this soon after the first are counted as one
 
 
 class Epoch(NamedTuple):
@@ -44,17 +49,19 @@ class Progress:
         if self.bar.disable and not self.silent:
             count = f"epoch {len(reports):{len(str(self.epochs))}}/{self.epochs}"
             result = f"loss {report.loss:.4f}  test accuracy {report.accuracy:.3f}  {report.step_ms:.1f} ms/step"
-            print(f"{count}  {result}", flush=True)
+            terminal.say(f"{count}  {result}")
 
 
 class Interrupt:
-    """Inside its `with` block, a first SIGINT (Ctrl-C) or SIGTERM is only recorded; a second one stops at once."""
+    """Inside its `with` block a first signal is only recorded; a later one raises KeyboardInterrupt with its number."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
 
     def __init__(self) -> None:
         """No signal has arrived yet."""
         self.received = 0  # the number of the signal, 0 if none has arrived
+        self.since = 0.0
+        self.saving, self.at_once = False, 0
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -68,9 +75,24 @@ class Interrupt:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def delayed(self) -> Iterator[None]:
+        """A block that no signal interrupts."""
+        self.saving = True
+        try:
+            yield
+        finally:
+            self.saving = False
+        if self.at_once:
+            raise KeyboardInterrupt(self.at_once)
+
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.__exit__(None, None, None)
+        if not self.received:
+            self.received, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > TOGETHER:
+            self.at_once = number
+            if not self.saving:
+                raise KeyboardInterrupt(number)
 
 
 class Finite:

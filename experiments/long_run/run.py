@@ -109,20 +109,23 @@ def follow(
       NotFiniteError: a loss, gradient or parameter is not finite.
       Stopped: a signal has arrived; the run is saved first.
       CheckpointError: a checkpoint cannot be written.
+      KeyboardInterrupt: a second signal has arrived, long enough after the first; holds its number.
     """
     finite = Finite(skip_nonfinite, int(run.state.step))
 
     def check(wrong: str | None) -> None:
         if wrong is not None:
             good = "no --checkpoint was given" if checkpoints is None else f"last good checkpoint: {checkpoints.newest}"
-            raise NotFiniteError(f"{wrong}; try a smaller --learning-rate, or --skip-nonfinite; {good}")
+            way_out = "try a smaller --learning-rate" + ("" if skip_nonfinite else ", or --skip-nonfinite")
+            raise NotFiniteError(f"{wrong}; {way_out}; {good}")
 
     def save(run: Run) -> None:
         check(finite.follow(None))  # the last step too must be finite
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(cluster.local_copy(run.state.params))):
             check(f"parameters are not finite after step {run.state.step}")
         if checkpoints is not None:
-            checkpoints.save(int(run.state.step), run.arrays(), run.history())
+            with interrupt.delayed():
+                checkpoints.save(int(run.state.step), run.arrays(), run.history())
 
     with Interrupt() as interrupt:
         save(run)
@@ -130,8 +133,8 @@ def follow(
             check(finite.follow(run.metrics))
             progress.step(run.metrics, run.reports)
             if not run.losses:
+                save(run)  # before anything is printed, which may fail
                 progress.epoch(run.reports)
-                save(run)
             if cluster.any_process(interrupt.received > 0):
                 save(run)
                 raise Stopped(f"stopped by a signal after step {run.state.step}", interrupt.received)
