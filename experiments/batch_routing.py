@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import command, style
-from experiments.common.command import claim
+from experiments.common.command import Size, claim
 from experiments.digits import data, layers, lenet, loop
 
 
@@ -93,7 +93,8 @@ def show(axes: Axes, example: np.ndarray, winners: np.ndarray) -> None:
     axes.plot(columns, rows, ".", color=style.RED, markersize=2)
 
 
-main = command.experiment(__file__, __doc__, measure, picture, examples="digits in the batch")
+# The picture shows six examples; the data has 4,000 to train.
+main = command.experiment(__file__, __doc__, measure, picture, examples=Size("digits in the batch", 6, 4_000))
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.common import pools, timing
+from experiments.common import command, pools, timing
+from experiments.common.command import Size
 from experiments.common.pools import POOLS, Pool
 from experiments.digits import figures
 
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, chosen = parse(given)
     if options.huge_pages:
         timing.with_huge_pages("experiments.benchmark", given)
-    if options.threads:
+    if options.threads < timing.cores():
         timing.on_threads(options.threads)
     about = f"{options.dtype}, channels {options.layout}; {timing.versions()}"
     print(f"forward + backward in one program, {about}\n", flush=True)
@@ -142,8 +143,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--layout", choices=["last", "first"], default="last", help="position of the channels")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="number of cores to use (Linux; default: all)")
+    command.ROUNDS.add_to(parser, "rounds", 15)
+    Size("number of cores to use (Linux)", 1, timing.cores()).add_to(parser, "threads", timing.cores())
     parser.add_argument(
         "--huge-pages", action="store_true", help="use huge pages for new memory, for all contenders (Linux)"
     )
@@ -153,12 +154,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]
     chosen = {name: pool for name, pool in POOLS.items() if any(w.lower() in name.lower() for w in options.shapes)}
     if not chosen:
         parser.error(f"argument --shapes: no pool has such a name; the names are {', '.join(POOLS)}")
-    for name in ("rounds", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            parser.error(f"argument --{name}: must be at least 1; got {value}")
-    for path in (options.json, options.png):
-        if path and not path.resolve().parent.is_dir():
-            parser.error(f"{path} cannot be written: there is no directory {path.resolve().parent}")
+    for name, is_given in {"threads": options.threads < timing.cores(), "huge-pages": options.huge_pages}.items():
+        if is_given and sys.platform != "linux":
+            parser.error(f"argument --{name}: needs Linux")
+    command.check_files(parser, options.json, options.png)
     return options, chosen
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import jpool
 from experiments.common import command, style
-from experiments.common.command import claim
+from experiments.common.command import Size, claim
 from experiments.comparisons import caffe
 from experiments.comparisons.caffe_solvers import RATES, distances, of_caffe, of_optax
 from experiments.digits import data, lenet, loop
@@ -131,7 +131,7 @@ def last_windows(axes: Axes, size: int, kernel: int, stride: int, pad: int) -> N
     axes.axis("off")
 
 
-main = command.experiment(__file__, __doc__, measure, picture, steps="steps of every solver")
+main = command.experiment(__file__, __doc__, measure, picture, steps=Size("steps of every solver", 1, 600))
 
 if __name__ == "__main__":
     main()

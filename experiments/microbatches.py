@@ -7,7 +7,6 @@ lax's, whose gradients a plain loop slows down 5 to 25 times on a CPU. Times are
 at once in the same process; memory is what the compiled program reports to need besides its arguments and results.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,8 +15,7 @@ import jax
 import optax
 
 import jpool
-from experiments.common import timing
-from experiments.common.command import positive
+from experiments.common import command, timing
 from experiments.digits import layers, lenet
 from experiments.digits.convolution import convolve, convolve_by_lax
 
@@ -75,11 +73,7 @@ def compare(network: layers.Network, shapes: layers.Shapes, rounds: int) -> list
 
 def main(arguments: list[str] | None = None) -> None:
     """Times every variant and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.microbatches")
-    parser.add_argument(
-        "--rounds", type=positive(int), default=7, help="timed rounds of each variant (default: %(default)s)"
-    )
-    rounds = parser.parse_args(arguments).rounds
+    rounds = command.rounds_of(__file__, __doc__, 7, arguments)
     print(f"{BATCH} examples of 28x28; {timing.versions()}\n")
     print("| network | at a time | statistics, ms | relative to all | step, ms | relative to all | memory, MiB |")
     print("|---|---:|---:|---:|---:|---:|---:|")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import jpool
 from experiments.common import command, style
-from experiments.common.command import claim
+from experiments.common.command import Size, claim
 from experiments.digits import data, lenet, loop
 
 BATCH, LAST = 100, 20  # examples in a batch; steps at the end for the mean loss that selects the rate
@@ -87,7 +87,7 @@ def picture(results: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-main = command.experiment(__file__, __doc__, measure, picture, steps="training steps of every run")
+main = command.experiment(__file__, __doc__, measure, picture, steps=Size("training steps of every run", 1, 400))
 
 if __name__ == "__main__":
     main()

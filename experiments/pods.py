@@ -7,6 +7,7 @@ programs are only compiled, with the packages that `experiments.accelerators.com
 separate process, because they look for hardware as soon as JAX is imported, and report that on stderr.
 """
 
+import argparse
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from matplotlib.axes import Axes
 
 import jpool
 from experiments.accelerators import compiled
-from experiments.common import style
+from experiments.common import command, style
 from experiments.common.command import claim
 from experiments.digits import lenet
 
@@ -61,10 +62,12 @@ def kind(pod: str) -> str:
 # --- in the compilers' process ---
 
 
-def main(pods: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the readings, and the pods without a compiler, each with the reason."""
+    parser = command.parser_of(__file__, __doc__)
+    parser.add_argument("pods", nargs="+", metavar="POD", type=layout, help=f"such as {', '.join(PODS)}")
     readings, missing = [], {}
-    for pod in pods:
+    for pod in parser.parse_args(arguments).pods:
         try:
             devices = compiled.devices("tpu" if ":" in pod else "cuda", pod)
         except RuntimeError as error:
@@ -72,6 +75,14 @@ def main(pods: list[str]) -> None:
         else:
             readings += [read(pod, len(devices), *program) for program in programs(devices)]
     print(json.dumps({"readings": readings, "missing": missing}))
+
+
+def layout(text: str) -> str:
+    """An argparse type: the name of a pod."""
+    if not re.fullmatch(r"\w+:\d+x\d+(x\d+)?|\d+x\d+x\d+", text):
+        expected = "a layout of TPUs, such as v5e:2x2, or slices x hosts x devices of H100s, such as 1x1x8"
+        raise argparse.ArgumentTypeError(f"must be {expected}; got {text}")
+    return text
 
 
 def programs(devices: list[Any]) -> Iterator[tuple[str, Any]]:
@@ -184,4 +195,4 @@ def draw(axes: Axes, readings: list[Reading], predicted: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

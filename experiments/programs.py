@@ -14,11 +14,12 @@ The compilers are packages; experiments/accelerators/compiled.py has the command
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from experiments.accelerators import compiled
 from experiments.accelerators.networks import NETWORKS, bytes_besides_convolutions
 from experiments.accelerators.questions import Question, questions
-from experiments.common import style
+from experiments.common import command, style
 
 KILO = 1000
 
@@ -101,6 +102,11 @@ def is_chosen(name: str, words: Sequence[str]) -> bool:
     return any(word.lower() in name.lower() for word in words)
 
 
+def names(models: bool) -> Iterator[str]:
+    """The names of all training steps, or of all other programs."""
+    return iter(NETWORKS) if models else (question.name for question in questions())
+
+
 def heading() -> str:
     """What was compiled, that it was not timed, and the versions of the compilers."""
     parts = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "jax-cuda12-pjrt")]
@@ -169,16 +175,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(prog="python -m experiments.programs", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", action="store_true", help="compile whole training steps (needs the extra `peers`)")
+    one_of = parser.add_mutually_exclusive_group()  # training steps have no picture
+    one_of.add_argument("--models", action="store_true", help="compile whole training steps (needs the extra `peers`)")
     parser.add_argument(
         "--shapes", nargs="+", metavar="WORD", default=[""], help="only programs whose name contains a WORD"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
-    parser.add_argument("--png", metavar="FILE", type=Path, help="draw the estimated times")
+    one_of.add_argument("--png", metavar="FILE", type=Path, help="draw the estimated times")
     options = parser.parse_args(arguments)
-    for path in (options.json, options.png):
-        if path and not path.resolve().parent.is_dir():
-            parser.error(f"{path} cannot be written: there is no directory {path.resolve().parent}")
+    if options.models and not all(map(importlib.util.find_spec, ("equinox", "flax"))):
+        parser.error("argument --models: needs equinox and flax, of the extra `peers`")
+    if not any(is_chosen(name, options.shapes) for name in names(options.models)):
+        there_are = ", ".join(names(options.models))
+        parser.error(f"argument --shapes: no program has such a name; the names are {there_are}")
+    command.check_files(parser, options.json, options.png)
     return options
 
 

@@ -6,7 +6,6 @@ Each is compared with an equivalent: max_pool itself, lax, JAX's scatter, or tor
 program unless the row's name specifies one; float32, channels last, batched by `jax.vmap`; medians of rounds in turn.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import jpool
-from experiments.common import timing
+from experiments.common import command, timing
 
 Function = Callable[..., Any]
 IMAGES = (16, 56, 56, 64)
@@ -130,11 +129,7 @@ def torch_calls(question: str, x: jax.Array, argmax: jax.Array | None = None) ->
 
 def main(arguments: list[str] | None = None) -> None:
     """Times every function and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.relatives", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each contender (default: %(default)s)")
-    rounds = parser.parse_args(arguments).rounds
-    if rounds < 1:
-        parser.error(f"argument --rounds: must be at least 1; got {rounds}")
+    rounds = command.rounds_of(__file__, __doc__, 15, arguments)
     x = jax.random.normal(jax.random.key(0), IMAGES)
     print(f"windows of 3x3, stride 2, padding 1, on {IMAGES}; {timing.versions()}\n")
     print("| function | jpool ms | other | ms | jpool / other |\n|---|---:|---|---:|---:|")

@@ -34,13 +34,14 @@ from matplotlib.figure import Figure
 import jpool
 from experiments import pods
 from experiments.common import command, style, timing
-from experiments.common.command import claim
+from experiments.common.command import Size, claim
 from experiments.digits import lenet
 from experiments.long_run import cluster
 
 SIMULATED = (1, 2, 4, 8)
 CLUSTER = tuple(2**i for i in range(13))  # to 4,096
 SLOTS = 1  # SGD with momentum
+RANGE = 1e-6, 1_000_000  # of times and rates
 
 
 class Model(NamedTuple):
@@ -262,14 +263,14 @@ main = command.experiment(
     __doc__,
     measure,
     picture,
-    rounds="timed rounds of each measured step",
-    examples="measured: examples of a step on each of 8 devices",
-    batch="predicted: examples on each device",
-    total="predicted: examples of a step, for strong scaling",
-    example="predicted: milliseconds that a device takes per example",
-    memory="predicted: GiB of a device",
-    bandwidth="predicted: GB/s that a device sends while it receives as much",
-    latency="predicted: microseconds per hop from device to device",
+    rounds=command.ROUNDS,
+    examples=Size("measured: examples of a step on each of 8 devices", 1, 128),
+    batch=Size("predicted: examples on each device", 1, 1_000_000),
+    total=Size("predicted: examples of a step, for strong scaling", CLUSTER[-1], 10**6 * CLUSTER[-1], CLUSTER[-1]),
+    example=Size("predicted: milliseconds that a device takes per example", *RANGE),
+    memory=Size("predicted: GiB of a device", 0.25, 1_000_000),
+    bandwidth=Size("predicted: GB/s that a device sends while it receives as much", *RANGE),
+    latency=Size("predicted: microseconds per hop from device to device", *RANGE),
 )
 
 if __name__ == "__main__":

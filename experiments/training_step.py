@@ -7,7 +7,6 @@ with per-example gradients or the gradient of the mean loss, which is equal up t
 torch is installed.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ import optax
 from jax import lax
 
 import jpool
-from experiments.common import timing
+from experiments.common import command, timing
 from experiments.digits import layers, lenet
 from experiments.digits.convolution import convolve_by_lax
 
@@ -105,11 +104,7 @@ def torch_step(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Times every variant and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.training_step")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each variant (default: %(default)s)")
-    rounds = parser.parse_args(arguments).rounds
-    if rounds < 1:
-        parser.error(f"argument --rounds: must be at least 1; got {rounds}")
+    rounds = command.rounds_of(__file__, __doc__, 15, arguments)
     key = jax.random.key(1)
     images = jax.random.uniform(key, (BATCH, 28, 28))
     labels = jax.random.randint(key, (BATCH,), 0, 10)

@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 
 import jpool
 from experiments.common import command, style
-from experiments.common.command import claim
+from experiments.common.command import Size, claim
 from experiments.digits import layers
 
 RULES = {"first": (1.0, 0.0), "last": (0.0, 1.0), "split": (0.5, 0.5), "none": (0.0, 0.0)}  # shares of J_m where a = b
 IN_WORDS = {"first": "all to a", "last": "all to b", "split": "half each", "none": "to neither"}
 STEP, GAP = 1e-5, 1e-3  # of a difference; smallest gap between a and b, so that no step crosses the diagonal
+SPARE = 10  # inputs drawn in addition, because some are nearer to the diagonal
 
 
 def maximum(pair: jax.Array, ties: str = "first") -> jax.Array:
@@ -90,9 +91,9 @@ def check_network(name: str, units: int, seed: int, examples: int) -> None:
     """Compares the gradient of every weight with differences, for inputs where every a is farther from b than GAP."""
     weights_key, x_key = jax.random.split(jax.random.key(seed))
     weights = layers.init(weights_key, {"hidden": (3, 2 * units), "out": (units, 1)})
-    x = jax.random.normal(x_key, (examples, 3))
+    x = jax.random.normal(x_key, (examples + SPARE, 3))
     gaps = abs(jnp.diff(jax.vmap(sums, (None, 0))(weights, x))).min((1, 2))
-    x = x[gaps > GAP]
+    x = x[gaps > GAP][:examples]
     flat, unravel = ravel_pytree(weights)
     loss = lambda flat, x: network(unravel(flat), x)  # noqa: E731
     _, gradients = jpool.per_example_value_and_grad(loss)(flat, x)
@@ -126,8 +127,8 @@ main = command.experiment(
     __doc__,
     measure,
     picture,
-    side="points along each axis of the plane",
-    examples="number of inputs of the networks",
+    side=Size("points along each axis of the plane", 2, 100),  # with one, a = b everywhere; arrows of more overlap
+    examples=Size("number of inputs of the networks", 1, 10_000),
 )
 
 if __name__ == "__main__":

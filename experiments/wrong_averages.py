@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from experiments.common import command, style
-from experiments.common.command import claim
+from experiments.common.command import Size, claim
 from experiments.comparisons import linearity, shortcuts
 from experiments.digits import data, layers, loop
 
@@ -128,7 +128,7 @@ def picture(results: Results) -> Figure:
     return figure
 
 
-main = command.experiment(__file__, __doc__, measure, picture, steps="training steps of every run")
+main = command.experiment(__file__, __doc__, measure, picture, steps=Size("training steps of every run", 1, 1_000))
 
 if __name__ == "__main__":
     main()

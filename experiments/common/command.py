@@ -3,17 +3,51 @@
 import argparse
 import inspect
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from experiments.common import style, timing
 
 
+class Size(NamedTuple):
+    """An option that is a number: its help text, and the values with which the experiment works."""
+
+    help: str
+    least: float
+    most: float
+    multiple: int | None = None  # every value must be a multiple of this
+
+    @property
+    def bounds(self) -> str:
+        """The allowed values, in words."""
+        between = f"between {self.least:,} and {self.most:,}"
+        return between if self.multiple is None else f"a multiple of {self.multiple:,} {between}"
+
+    def add_to(self, parser: argparse.ArgumentParser, name: str, default: float) -> None:
+        """Adds the option; its values have the type of the default."""
+        kind = type(default)
+
+        def parse(text: str) -> Any:
+            value = kind(text)
+            if not self.least <= value <= self.most or (self.multiple and value % self.multiple):
+                raise argparse.ArgumentTypeError(f"must be {self.bounds}; got {text}")
+            return value
+
+        parse.__name__ = kind.__name__  # argparse puts it in the error text
+        parser.add_argument(
+            f"--{name}", type=parse, default=default, help=f"{self.help}, {self.bounds} (default: %(default)s)"
+        )
+
+
+ROUNDS = Size("timed rounds of each contender", 1, 1_000)
+
+
 def experiment(
-    file: str, about: str, measure: Callable[..., Any], picture: Callable[[Any], Figure], **sizes: str
+    file: str, about: str, measure: Callable[..., Any], picture: Callable[[Any], Figure], **sizes: Size
 ) -> Callable[..., Any]:
     """The `main` of an experiment: calls `measure`, which checks the claims, and draws its results to `out/NAME.png`.
 
@@ -22,30 +56,42 @@ def experiment(
       about: its docstring, whose first line is shown as help.
       measure: `measure(seed, **sizes)` returns all results; raises AssertionError if a claim does not hold.
       picture: draws the figure of what `measure` returned.
-      sizes: the help text of each other argument of `measure`, which is an int or float with a default.
+      sizes: the help text and bounds of each other argument of `measure`, which is an int or float with a default.
     """
     name = Path(file).stem
-    defaults = {size: inspect.signature(measure).parameters[size].default for size in sizes}
+    defaults = {option: inspect.signature(measure).parameters[option].default for option in sizes}
 
     def main(arguments: list[str] | None = None) -> Any:
-        parser = argparse.ArgumentParser(
-            prog=f"python -m experiments.{name}",
-            description=about.partition("\n")[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        for size, text in sizes.items():
-            kind = type(defaults[size])
-            parser.add_argument(f"--{size}", type=positive(kind), default=defaults[size], help=text)
+        parser = parser_of(file, about)
+        for option, size in sizes.items():
+            size.add_to(parser, option, defaults[option])
         parser.add_argument("--seed", type=natural, default=0, help="random seed")
         parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="directory for the picture")
         options = vars(parser.parse_args(arguments))
         path = make_directory(parser, options.pop("out")) / f"{name}.png"
+        check_file(parser, path, "--out")
         results = measure(**options)
         style.save(picture(results), path)
         print(f"picture: {path}\n{timing.versions()}")
         return results
 
     return main
+
+
+def rounds_of(file: str, about: str | None, default: int, arguments: list[str] | None) -> int:
+    """The rounds of a comparison without any other option."""
+    parser = parser_of(file, about)
+    ROUNDS.add_to(parser, "rounds", default)
+    return parser.parse_args(arguments).rounds
+
+
+def parser_of(file: str, about: str | None) -> argparse.ArgumentParser:
+    """The parser of the module in this file, with the first line of its docstring as help."""
+    return argparse.ArgumentParser(
+        prog=f"python -m experiments.{Path(file).stem}",
+        description=(about or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
 
 
 def claim(text: str, holds: Any) -> None:
@@ -55,13 +101,43 @@ def claim(text: str, holds: Any) -> None:
     print(f"holds: {text}", flush=True)
 
 
-def make_directory(parser: argparse.ArgumentParser, path: Path) -> Path:
+def make_directory(parser: argparse.ArgumentParser, path: Path, option: str = "--out") -> Path:
     """Makes the directory early, so that an unwritable path is reported before anything is computed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()  # permission bits alone do not tell, for root or on a read-only disk
+    except FileExistsError:
+        parser.error(f"argument {option}: must be a directory; {path} is a file")
     except OSError as error:
-        parser.error(str(error))
+        parser.error(f"argument {option}: {path} cannot be written: {error.strerror}")
     return path
+
+
+def check_file(parser: argparse.ArgumentParser, path: Path, option: str) -> None:
+    """Refuses a file that cannot be written, before anything is computed; keeps what it holds."""
+    try:
+        if not path.parent.is_dir():
+            parser.error(f"argument {option}: {path} cannot be written: there is no directory {path.parent}")
+        if path.is_char_device() or path.is_fifo():  # such as /dev/stdout; opening and closing a pipe would end it
+            return
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.resolve().unlink()
+    except OSError as error:
+        parser.error(f"argument {option}: {path} cannot be written: {error.strerror}")
+
+
+def check_files(parser: argparse.ArgumentParser, json: Path | None, png: Path | None) -> None:
+    """Checks the files of `--json` and `--png`."""
+    if json:
+        check_file(parser, json, "--json")
+    if png:
+        if png.suffix.lower() != ".png":  # matplotlib would choose another format, or another name
+            parser.error(f"argument --png: must end in .png; got {png}")
+        if png == json:
+            parser.error(f"argument --png: must be another file than that of --json; got {png}")
+        check_file(parser, png, "--png")
 
 
 def positive(kind: type) -> Callable[[str], Any]:

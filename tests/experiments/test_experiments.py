@@ -317,10 +317,10 @@ def test_the_benchmark_compares_equal_work(options, capsys, monkeypatch, tmp_pat
     ("options", "text"),
     {
         "--shapes alexnot": "argument --shapes: no pool has such a name; the names are LeNet 2x2/2",
-        "--rounds 0": "argument --rounds: must be at least 1; got 0",
-        "--threads 0": "argument --threads: must be at least 1; got 0",
+        "--rounds 0": "argument --rounds: must be between 1 and 1,000; got 0",
+        "--threads 0": f"argument --threads: must be between 1 and {timing.cores()}; got 0",
         "--dtype int8": "argument --dtype: invalid choice: 'int8'",
-        "--json nowhere/b.json": "cannot be written: there is no directory",
+        "--json nowhere/b.json": "argument --json: nowhere/b.json cannot be written: there is no directory nowhere",
     }.items(),
 )
 def test_bad_options_of_the_benchmark_get_one_sentence(options, text, capsys, monkeypatch, tmp_path):
@@ -415,7 +415,7 @@ def test_related_functions_are_compared_with_equivalents(capsys, monkeypatch):
     assert ('ties="split"', "max_pool") in rows
     with pytest.raises(SystemExit):
         relatives.main(["--rounds", "0"])
-    assert "argument --rounds: must be at least 1; got 0" in capsys.readouterr().err
+    assert "argument --rounds: must be between 1 and 1,000; got 0" in capsys.readouterr().err
 
 
 def test_experiments_use_only_what_jpool_exports():
