@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         stop("stopped by a signal before training", signal.SIGINT)
     opened: list[Checkpoints] = []
-    with cluster.together(lambda: outlook(options, opened)):
+    with cluster.together(lambda: advice(options, opened)):
         try:
             train_and_draw(parser, options, digits, mesh, opened)
         except CheckpointError as error:
@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
         except NotFiniteError as error:
             sys.exit(str(error))
         except terminal.OutputError as error:
-            sys.exit(f"{error}; {outlook(options, opened)}")
+            sys.exit(f"{error}; {advice(options, opened)}")
         except Stopped as stopped:
             sentence, number = stopped.args
             stop(f"{sentence}; {continuation(options)}", number)
         except KeyboardInterrupt as second:
             number = second.args[0] if second.args else signal.SIGINT
-            stop(f"stopped at once by a signal; {outlook(options, opened)}", number)
+            stop(f"stopped at once by a signal; {advice(options, opened)}", number)
 
 
 def stop(sentence: str, number: int) -> NoReturn:
@@ -79,7 +79,7 @@ def stop(sentence: str, number: int) -> NoReturn:
     sys.exit(128 + (number or signal.SIGINT))
 
 
-def outlook(options: argparse.Namespace, opened: list[Checkpoints]) -> str:
+def advice(options: argparse.Namespace, opened: list[Checkpoints]) -> str:
     """What is saved and how to continue, for a run that has ended early."""
     good = opened[0].newest if opened else None
     return continuation(options) if good is None else f"last good checkpoint: {good}; {continuation(options)}"

@@ -87,9 +87,9 @@ class Checkpoints:
             return None
         name = f"the checkpoint {self.newest}"
         about = self._restore(name, "about", ocp.args.JsonRestore())
-        if not isinstance(about, dict) or set(about) != {"run", "digest", "beside", "seal"}:
+        if not isinstance(about, dict) or set(about) != {"run", "digest", "beside", "checksum"}:
             raise CheckpointError(f"{name} cannot be read: what is stored with its arrays is not of this program")
-        if about["seal"] != seal(about):
+        if about["checksum"] != checksum(about):
             raise CheckpointError(f"{name} is damaged: its options or its history are not those that were written")
         for option, value in self.run.items():
             if about["run"].get(option) != value:
@@ -106,7 +106,7 @@ class Checkpoints:
         if step == self.last:
             return
         about = {"run": self.run, "digest": digest(arrays), "beside": history}
-        about["seal"] = seal(about)
+        about["checksum"] = checksum(about)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + len(json.dumps(about)) + SPARE
         free = shutil.disk_usage(self.directory).free
         too_little = cluster.any_process(free < needed)
@@ -152,9 +152,9 @@ def digest(arrays: Any) -> str:
     return hashed.hexdigest()
 
 
-def seal(about: dict[str, Any]) -> str:
+def checksum(about: dict[str, Any]) -> str:
     """A hash of everything that is stored with the arrays, and of their digest."""
-    text = json.dumps({name: value for name, value in about.items() if name != "seal"}, sort_keys=True)
+    text = json.dumps({name: value for name, value in about.items() if name != "checksum"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -90,22 +90,22 @@ def address(coordinator: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def together(outlook: Callable[[], str]) -> Iterator[None]:
+def together(advice: Callable[[], str]) -> Iterator[None]:
     """Around everything after `connect`: all processes end together, and one that fails does not wait for the others.
 
     Args:
-      outlook: says what is saved and how to continue; printed if another process dies.
+      advice: says what is saved and how to continue; printed if another process dies.
     """
     if watch is None:
         yield
         return
-    watch.outlook = outlook
+    watch.advice = advice
     try:
         yield
     except BaseException as error:
         watch.fail(error)
     jax.distributed.shutdown()  # waits for the others
-    watch.say("bye")
+    watch.send("bye")
 
 
 def agree(options: object) -> None:

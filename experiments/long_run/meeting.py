@@ -46,12 +46,12 @@ class Partner:
             if hasattr(socket, name):  # macOS lacks some
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def say(self, line: str) -> None:
-        """Sends a line; one that has died does not hear it."""
+    def send(self, line: str) -> None:
+        """Sends a line; one that has died does not receive it."""
         with suppress(OSError):
             self.socket.sendall(f"{line}\n".encode())
 
-    def hear(self, seconds: float | None) -> str:
+    def receive(self, seconds: float | None) -> str:
         """The next line, "" if there is none."""
         self.socket.settimeout(seconds)
         try:
@@ -101,13 +101,13 @@ def gather(coordinator: str, port: int, processes: int, timeout: float) -> dict[
                 ) from error
             admit(partner, partners, processes)
     for partner in partners.values():
-        partner.say("go")
+        partner.send("go")
     return partners
 
 
 def admit(partner: Partner, partners: dict[int, Partner], processes: int) -> None:
     """Reads who has connected and answers; other programs that connect are ignored."""
-    hello = partner.hear(ANSWER / 4)
+    hello = partner.receive(ANSWER / 4)
     numbers = [int(word) for word in hello.split() if word.isdecimal()]
     if len(numbers) != 2 or hello != HELLO.format(*numbers):
         partner.close()
@@ -116,14 +116,14 @@ def admit(partner: Partner, partners: dict[int, Partner], processes: int) -> Non
     if number in partners and partners[number].has_left():
         partners.pop(number).close()
     if theirs != processes:
-        partner.say(f"--processes is {processes} in process 0 and {theirs} in process {number}; give all the same")
+        partner.send(f"--processes is {processes} in process 0 and {theirs} in process {number}; give all the same")
         partner.close()
     elif number in partners:
-        partner.say(f"--process-id {number} is taken by another process; give each process its own")
+        partner.send(f"--process-id {number} is taken by another process; give each process its own")
         partner.close()
     else:
         partners[number] = partner
-        partner.say("wait")
+        partner.send("wait")
 
 
 def join(host: str, port: int, processes: int, number: int, timeout: float) -> dict[int, Partner]:
@@ -140,10 +140,10 @@ def join(host: str, port: int, processes: int, number: int, timeout: float) -> d
                     f"no process answers at {address} after {timeout} s ({error}); is process 0 running?"
                 ) from error
             time.sleep(RETRY)
-    partner.say(HELLO.format(number, processes))
-    answer = partner.hear(ANSWER)
+    partner.send(HELLO.format(number, processes))
+    answer = partner.receive(ANSWER)
     if answer == "wait":
-        answer = partner.hear(max(0, until - time.monotonic()) + ANSWER)
+        answer = partner.receive(max(0, until - time.monotonic()) + ANSWER)
         if answer == "go":
             return {0: partner}
         partner.close()
@@ -170,21 +170,21 @@ class Watch:
     def __init__(self, partners: dict[int, Partner]) -> None:
         """Starts a thread for each partner."""
         self.partners = partners
-        self.outlook: Callable[[], str] = lambda: "nothing is saved; start all processes again"
+        self.advice: Callable[[], str] = lambda: "nothing is saved; start all processes again"
         self.one_at_a_time = threading.Lock()
         for number in partners:
             threading.Thread(target=self._watch, args=(number,), daemon=True).start()
 
-    def say(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """Sends a line to all partners."""
         for partner in self.partners.values():
-            partner.say(line)
+            partner.send(line)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Ends the program as an uncaught exception does, but without JAX's wait for the other processes at its end."""
         if not isinstance(error, SystemExit) or any(isinstance(cause, JaxRuntimeError) for cause in causes(error)):
             time.sleep(GRACE)  # probably a partner has died: then the watch says so and ends the program
-        self.say("failed")
+        self.send("failed")
         status = error.code if isinstance(error, SystemExit) else 1
         with suppress(OSError):
             if not isinstance(error, SystemExit):
@@ -195,7 +195,7 @@ class Watch:
         os._exit(status if isinstance(status, int) else 1)
 
     def _watch(self, number: int) -> None:
-        line = self.partners[number].hear(None)
+        line = self.partners[number].receive(None)
         if line == "bye":
             return
         with self.one_at_a_time:
@@ -203,9 +203,9 @@ class Watch:
                 time.sleep(GRACE)
                 line = f"process {number} has stopped and printed why"
             line = line or f"process {number} has died or cannot be reached"
-            self.say(line)  # only process 0 knows all
+            self.send(line)  # only process 0 knows all
             with suppress(OSError):
-                print(f"{line}; {self.outlook()}", file=sys.stderr, flush=True)
+                print(f"{line}; {self.advice()}", file=sys.stderr, flush=True)
             os._exit(1)
 
 

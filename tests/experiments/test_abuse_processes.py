@@ -146,7 +146,7 @@ def watched(monkeypatch):
     partner = meeting.Partner(ours)
     others = threading.enumerate()
     watch = meeting.Watch({1: partner})
-    watch.outlook = lambda: "last good checkpoint: DIR/40"
+    watch.advice = lambda: "last good checkpoint: DIR/40"
     yield watch, theirs, ended
     with contextlib.suppress(OSError):
         theirs.sendall(b"bye\n")
@@ -184,7 +184,7 @@ def test_a_partner_that_says_bye_does_not(watched, capfd):
 def test_a_process_that_fails_says_so_and_keeps_its_exit_status(watched, capfd, monkeypatch):
     watch, theirs, ended = watched
     monkeypatch.setattr(cluster, "watch", watch)
-    with contextlib.suppress(Exception), cluster.together(watch.outlook):  # os._exit returns in this test
+    with contextlib.suppress(Exception), cluster.together(watch.advice):  # os._exit returns in this test
         raise SystemExit("no space")
     assert theirs.recv(100).startswith(b"failed\n")
     assert ended.get(timeout=20) == 1

@@ -295,7 +295,7 @@ def test_edited_options_history_and_digests_are_detected(edited, checkpoint_dir)
 def test_arrays_of_another_checkpoint_are_detected(checkpoint_dir):
     path = checkpoint_dir / "8" / "about" / "metadata"
     about = json.loads(path.read_text()) | {"digest": "0" * 64}
-    path.write_text(json.dumps(about | {"seal": checkpoints.seal(about)}))
+    path.write_text(json.dumps(about | {"checksum": checkpoints.checksum(about)}))
     with pytest.raises(CheckpointError, match="is damaged: its numbers are not those that were written"):
         Checkpoints(checkpoint_dir, RUN, resume=True).load(ARRAYS)
 
