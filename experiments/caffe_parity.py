@@ -131,6 +131,7 @@ def last_windows(axes: Axes, size: int, kernel: int, stride: int, pad: int) -> N
     axes.axis("off")
 
 
+# The parameters after every step of every run are held in memory: 2.6 GB for 600 steps.
 main = command.experiment(__file__, __doc__, measure, picture, steps=Size("steps of every solver", 1, 600))
 
 if __name__ == "__main__":

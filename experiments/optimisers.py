@@ -87,7 +87,8 @@ def picture(results: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-main = command.experiment(__file__, __doc__, measure, picture, steps=Size("training steps of every run", 1, 400))
+# All batches are held in memory.
+main = command.experiment(__file__, __doc__, measure, picture, steps=Size("training steps of every run", 1, 1_000))
 
 if __name__ == "__main__":
     main()

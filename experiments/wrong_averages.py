@@ -128,6 +128,7 @@ def picture(results: Results) -> Figure:
     return figure
 
 
+# All batches and the parameters before every step are held in memory: 1.6 GB for 1,000 steps.
 main = command.experiment(__file__, __doc__, measure, picture, steps=Size("training steps of every run", 1, 1_000))
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ REFUSED = [
     ("batch_routing", "--examples 999999", "argument --examples: must be between 6 and 4,000; got 999999"),
     ("wrong_averages", "--steps 1000000", "argument --steps: must be between 1 and 1,000; got 1000000"),
     ("caffe_parity", "--steps 601", "argument --steps: must be between 1 and 600; got 601"),
-    ("optimisers", "--steps 401", "argument --steps: must be between 1 and 400; got 401"),
+    ("optimisers", "--steps 1001", "argument --steps: must be between 1 and 1,000; got 1001"),
     ("ties", "--pixels 5", "argument --pixels: must be between 6 and 640; got 5"),
     ("ties", "--pixels 641", "argument --pixels: must be between 6 and 640; got 641"),
     ("ties", "--seeds 101", "argument --seeds: must be between 1 and 100; got 101"),
