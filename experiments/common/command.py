@@ -66,7 +66,9 @@ def experiment(
         for option, size in sizes.items():
             size.add_to(parser, option, defaults[option])
         parser.add_argument("--seed", type=natural, default=0, help="random seed")
-        parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out"), help="directory for the picture")
+        parser.add_argument(
+            "--out", metavar="DIR", type=directory, default=Path("out"), help="directory for the picture"
+        )
         options = vars(parser.parse_args(arguments))
         path = make_directory(parser, options.pop("out")) / f"{name}.png"
         check_file(parser, path, "--out")
@@ -159,3 +161,10 @@ def natural(text: str) -> int:
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"must be between 0 and 2**32 - 1; got {text}")
     return value
+
+
+def directory(text: str) -> Path:
+    """An argparse type: the path of a directory. Path("") would be the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a directory, such as '.'; got ''")
+    return Path(text)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jpool.checks import check_flag
 from jpool.per_example.devices import Shape, check_batch, check_mesh, over_devices, shapes, share_first_axis, vary_like
-from jpool.per_example.inputs import check_alive, check_kinds, check_loss, check_params, with_checked_result
+from jpool.per_example.inputs import check_kinds, check_loss, check_params, with_checked_result
 
 
 def per_example_value_and_grad(
@@ -84,7 +84,6 @@ def per_example_value_and_grad(
 
     def value_and_grad(params: Any, *batch: Any, **named: Any) -> tuple[Any, Any]:
         check_params(name, params)
-        check_alive(name, "params", params)
         check_kinds(name, (batch, named))
         check_batch(name, (batch, named), mesh, axis_name)
         return mapped(params, (batch, named))

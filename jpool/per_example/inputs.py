@@ -52,7 +52,13 @@ def with_checked_result(name: str, loss: Callable[..., Any], has_aux: bool) -> C
     return checked
 
 
-def check_params(name: str, params: Any, argument: str = "params") -> None:
+def check_params(name: str, params: Any) -> None:
+    """Refuses leaves that are not floats, and deleted arrays."""
+    check_floats(name, "params", params)
+    check_alive(name, "params", params)
+
+
+def check_floats(name: str, argument: str, params: Any) -> None:
     """Refuses leaves that are not floats."""
     wrong = lambda leaf: not (_is_numbers(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating))  # noqa: E731
     _refuse_first(

@@ -20,7 +20,7 @@ from jpool.checks import positive_int
 from jpool.jax_extensions import is_traced
 from jpool.per_example.devices import check_batch, check_mesh, over_devices, put, shapes
 from jpool.per_example.gradients import vmapped_value_and_grad
-from jpool.per_example.inputs import as_weights, check_alive, check_kinds, check_loss, check_params
+from jpool.per_example.inputs import as_weights, check_kinds, check_loss, check_params
 from jpool.per_example.microbatches import in_microbatches
 
 
@@ -117,7 +117,6 @@ def gradient_statistics(
     def checked(params: Any, *positional: Any, weights: Any = None, **named: Any) -> GradientStatistics:
         batch, weights = (positional, named), as_weights(name, weights)
         check_params(name, params)
-        check_alive(name, "params", params)
         check_examples(name, batch, weights, mesh, axis_name)
         if mesh is not None:
             params, (batch, weights) = put(params, mesh), put((batch, weights), mesh, axis_name)
@@ -193,13 +192,14 @@ def check_examples(
         )
     # Traced weights and those of other processes cannot be read.
     if not is_traced(weights) and getattr(weights, "is_fully_addressable", True):
-        other = np.setdiff1d(np.asarray(weights), (0, 1))
+        values = np.asarray(weights)
+        other = np.setdiff1d(values, (0, 1))
         if other.size:
             raise ValueError(
                 f"{name}: weights must be 1 for an example and 0 for padding; got {other.tolist()[:3]} among them. To "
                 "give examples unequal weight, multiply their losses inside loss."
             )
-        if not may_be_all_zero and not np.asarray(weights).any():
+        if not may_be_all_zero and not values.any():
             raise ValueError(
                 f"{name}: the mean of no examples is undefined; got weights that are all 0. Skip batches of padding."
             )

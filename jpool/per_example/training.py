@@ -19,6 +19,7 @@ from jpool.per_example.devices import check_mesh, put
 from jpool.per_example.inputs import (
     as_weights,
     check_alive,
+    check_floats,
     check_loss,
     check_optimizer,
     check_params,
@@ -132,7 +133,7 @@ def make_train_step(
 
     def step(state: TrainState, *positional: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
         check((positional, named), weights)
-        check_params(of_step, state.params, "state.params")
+        check_floats(of_step, "state.params", state.params)
         totals, _ = totals_and_rows(state.params, (positional, named), weights)
         gradient, mean_loss = totals.mean(state.params), totals.loss / totals.examples
         updates, opt_state = _updates(of_step, optimizer, gradient, state, mean_loss)
@@ -184,7 +185,7 @@ class _Step:
                 return self._compiled(_without_shared_buffers(state), *positional, weights=weights, **named)
             return self._on_mesh(state, (positional, named), weights)
         except (TypeError, ValueError, RuntimeError) as error:
-            check_params(self._name, state.params, "state.params")  # here, so that a good call does not wait for it
+            check_floats(self._name, "state.params", state.params)  # here, so that a good call does not wait for it
             if "deleted" in str(error):
                 check_alive(self._name, "state", state)
             raise

@@ -79,6 +79,7 @@ REFUSED = [
     ("programs", "--models --png b.png", "argument --png: not allowed with argument --models"),
     ("pods", "", "the following arguments are required: POD"),
     ("pods", "v5e", "argument POD: must be a layout of TPUs, such as v5e:2x2, or slices x hosts x devices of H100s,"),
+    ("two_inputs", "--out=", "argument --out: must be a directory, such as '.'; got ''"),
     ("two_inputs", "--out file", "argument --out: must be a directory; file is a file"),
     ("two_inputs", "--out file/out", "argument --out: file/out cannot be written: Not a directory"),
     ("two_inputs", "--out drawn", "argument --out: drawn/two_inputs.png cannot be written: Is a directory"),

@@ -171,6 +171,16 @@ def test_a_state_that_was_donated_is_refused():
         train_step(state, XS, YS)
 
 
+def test_deleted_params_are_refused():
+    for call in (
+        lambda: jpool.TrainState.create({"w": DELETED}, SGD),
+        lambda: jpool.per_example_value_and_grad(loss)({"w": DELETED}, XS, YS),
+        lambda: jpool.gradient_statistics(loss)({"w": DELETED}, XS, YS),
+    ):
+        with pytest.raises(ValueError, match=r"params must not be deleted.*got array float32\[3\] at params\['w'\]"):
+            call()
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_deleted_arrays_are_refused(function):
     with pytest.raises(ValueError, match=rf"{function}: batch must not be deleted.*got array float32\[3\] at batch"):

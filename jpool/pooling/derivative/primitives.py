@@ -19,16 +19,16 @@ import jax.numpy as jnp
 
 from jpool.jax_extensions import (
     Primitive,
+    bind,
     define_batching,
+    define_eager,
     define_jvp,
     define_linear,
     define_lowering,
     is_zero,
-    mark_varying,
     no_tangent,
     repeat_for_batch,
-    sharded_type,
-    varying_axes,
+    result_type,
 )
 from jpool.pooling.integers.geometry import Geometry, identity
 from jpool.pooling.plain import backward, forward
@@ -63,29 +63,23 @@ select_p.multiple_results = True
 
 def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """See `forward.select`."""
-    values, *winners = _bind(select_p, x, geometry=geometry)
+    values, *winners = bind(select_p, x, geometry=geometry)
     return values, tuple(winners)
 
 
 def select_values(geometry: Geometry, x: jax.Array) -> jax.Array:
     """See `forward.select_values`."""
-    return _bind(select_values_p, x, geometry=geometry)
+    return bind(select_values_p, x, geometry=geometry)
 
 
 def route(geometry: Geometry, winners: tuple[jax.Array, ...], ct: jax.Array) -> jax.Array:
     """See `backward.route`."""
-    return _bind(route_p, *winners, ct, geometry=geometry)
+    return bind(route_p, *winners, ct, geometry=geometry)
 
 
 def gather(geometry: Geometry, winners: tuple[jax.Array, ...], t: jax.Array) -> jax.Array:
     """See `backward.gather`."""
-    return _bind(gather_p, *winners, t, geometry=geometry)
-
-
-def _bind(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any:
-    """Inside `jax.shard_map`, an operand that is equal on all devices is marked as varying if another one varies."""
-    axes = frozenset[str]().union(*map(varying_axes, operands))
-    return primitive.bind(*(mark_varying(operands, axes) if axes else operands), geometry=geometry)
+    return bind(gather_p, *winners, t, geometry=geometry)
 
 
 # --- types ---
@@ -93,13 +87,7 @@ def _bind(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any
 
 def _type(operands: Any, geometry: Geometry, shape: tuple[int, ...], dtype: Any = None) -> Any:
     """The type of a result: sharded as the operands are along identity axes, replicated along the others."""
-    partitions = []
-    for i, axis in enumerate(geometry.axes):
-        names = [operand.sharding.spec[i] for operand in operands if axis.is_identity]
-        partitions.append(next((name for name in names if name is not None), None))
-    shardings = [operand.sharding for operand in operands]
-    sharding = next((sharding for sharding in shardings if not sharding.mesh.empty), shardings[-1])
-    return sharded_type(operands[-1], sharding, shape, partitions, dtype or operands[-1].dtype)
+    return result_type(operands, shape, [i for i, axis in enumerate(geometry.axes) if axis.is_identity], dtype)
 
 
 def _types_of_select(x: Any, *, geometry: Geometry) -> list[Any]:
@@ -144,7 +132,7 @@ def _batched(primitive: Primitive, operands: Any, axes: Any, *, geometry: Geomet
     batch = next(array for array, axis in zip(moved, axes, strict=True) if axis is not None)
     batched = [repeat_for_batch(a, batch) if axis is None else a for a, axis in zip(moved, axes, strict=True)]
     with_batch = geometry._replace(axes=(identity(batch.shape[0]), *geometry.axes))
-    out = _bind(primitive, *batched, geometry=with_batch)
+    out = bind(primitive, *batched, geometry=with_batch)
     return out, [0] * len(out) if primitive.multiple_results else 0
 
 
@@ -167,19 +155,8 @@ def _program(primitive: Primitive, platform: str | None) -> Any:
     return program
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _jitted(primitive: Primitive, geometry: Geometry, *operands: jax.Array) -> Any:
-    return primitive.bind(*operands, geometry=geometry)
-
-
-def _run(primitive: Primitive, *operands: jax.Array, geometry: Geometry) -> Any:
-    """Eager calls run compiled, even under `jax.disable_jit`: a primitive has no other way to run."""
-    with jax.disable_jit(False):
-        return _jitted(primitive, geometry, *operands)
-
-
 for primitive in (select_p, select_values_p, route_p, gather_p):
-    primitive.def_impl(partial(_run, primitive))
+    define_eager(primitive)
     define_batching(primitive, partial(_batched, primitive))
     for platform in (None, "cpu", "tpu"):
         define_lowering(primitive, _program(primitive, platform), platform, shardings=False)

@@ -9,7 +9,7 @@ differentiated in both modes, to any order, under `jax.vmap` and `jax.jit`; reve
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 
 from jpool.jax_extensions import (
     Primitive,
+    bind,
     define_batching,
+    define_eager,
     define_linear,
     define_lowering,
-    mark_varying,
     plain_type,
     repeat_for_batch,
-    sharded_type,
-    varying_axes,
+    result_type,
 )
 
 Map = Callable[[Any, Any, jax.Array], jax.Array]
@@ -63,8 +63,7 @@ class Pair:
 
 def apply(pair: Pair, residuals: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
     """`pair.forward(pair.static, residuals, x)`, with `pair.backward` as transpose. Residuals have no derivative."""
-    axes = frozenset[str]().union(*map(varying_axes, (*residuals, x)))
-    return _linear.bind(*(mark_varying((*residuals, x), axes) if axes else (*residuals, x)), pair=pair)
+    return bind(_linear, *residuals, x, pair=pair)
 
 
 _linear = Primitive("linear_with_transpose")
@@ -74,17 +73,8 @@ _linear = Primitive("linear_with_transpose")
 def _type(*types: Any, pair: Pair) -> Any:
     """The type of the result: sharded as the operands are, but replicated along the changed axes."""
     result = jax.make_jaxpr(pair)(*map(plain_type, types)).out_avals[0]
-    shardings = [one.sharding for one in types]
-    sharding = next((one for one in shardings if not one.mesh.empty), shardings[-1])
-    rank = len(result.shape)
-    partitions = [None] * rank
-    for i in range(rank):
-        if i - len(pair.vmapped) not in pair.changed_axes:
-            names = [
-                one.spec[i - rank] for one in shardings if rank - i <= len(one.spec)
-            ]  # residuals may have no batch
-            partitions[i] = next((name for name in names if name is not None), None)
-    return sharded_type(types[-1], sharding, result.shape, partitions, types[-1].dtype)
+    batch, rank = len(pair.vmapped), len(result.shape)
+    return result_type(types, result.shape, [i for i in range(rank) if i - batch not in pair.changed_axes])
 
 
 def _batched(operands: Any, axes: Any, *, pair: Pair) -> tuple[jax.Array, int]:
@@ -95,18 +85,7 @@ def _batched(operands: Any, axes: Any, *, pair: Pair) -> tuple[jax.Array, int]:
     return _linear.bind(*residuals, x, pair=replace(pair, vmapped=(*pair.vmapped, residual_axes))), 0
 
 
-@partial(jax.jit, static_argnums=0)
-def _jitted(pair: Pair, *operands: jax.Array) -> jax.Array:
-    return _linear.bind(*operands, pair=pair)
-
-
-def _run(*operands: jax.Array, pair: Pair) -> jax.Array:
-    """Eager calls run compiled, even under `jax.disable_jit`: a primitive has no other way to run."""
-    with jax.disable_jit(False):
-        return _jitted(pair, *operands)
-
-
-_linear.def_impl(_run)
+define_eager(_linear)
 _linear.def_abstract_eval(_type)
 define_linear(_linear, lambda pair: (_linear, {"pair": pair.transpose}))
 define_batching(_linear, _batched)

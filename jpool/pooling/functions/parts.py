@@ -51,7 +51,7 @@ def passes(shape: Sequence[int], outputs: Sequence[int]) -> tuple[Pass, ...]:
             size, output = sizes[i] // groups, outputs[i] // groups
             axes, windows = [*islice(_regular(size, output), MAX_PARTS + 1)], None
             if len(axes) > MAX_PARTS:
-                width, windows = _width(size, output), (size, output)
+                width, windows = int(_windows(size, output)[1].max()), (size, output)
                 axes = [(0, Axis(output * width, width, width, 1, 0, output))]
             parts = tuple(Part(start, start + axis.size, Geometry((*before, axis, *after))) for start, axis in axes)
             result.append(Pass(i, groups, parts, windows))
@@ -65,12 +65,7 @@ def window_elements(size: int, output: int) -> np.ndarray:
     An element that is read twice by a window wins where it is read first, so the other reading has no effect.
     """
     starts, windows = _windows(size, output)
-    return (starts[:, None] + np.minimum(np.arange(_width(size, output)), windows[:, None] - 1)).ravel()
-
-
-def _width(size: int, output: int) -> int:
-    """The size of the longest window."""
-    return int(_windows(size, output)[1].max())
+    return (starts[:, None] + np.minimum(np.arange(windows.max()), windows[:, None] - 1)).ravel()
 
 
 def _windows(size: int, output: int) -> tuple[np.ndarray, np.ndarray]:
