@@ -138,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]]:
     """The options, checked, and the pools that they select."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="WORD", default=[""], help="only pools whose name contains a WORD"
-    )
+    command.add_shapes(parser, "pool")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--layout", choices=["last", "first"], default="last", help="position of the channels")
     command.ROUNDS.add_to(parser, "rounds", 15)
@@ -151,9 +149,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw them as bars")
     options = parser.parse_args(arguments)
-    chosen = {name: pool for name, pool in POOLS.items() if any(w.lower() in name.lower() for w in options.shapes)}
-    if not chosen:
-        parser.error(f"argument --shapes: no pool has such a name; the names are {', '.join(POOLS)}")
+    chosen = {name: POOLS[name] for name in command.chosen(parser, options.shapes, POOLS, "pool")}
     for name, is_given in {"threads": options.threads < timing.cores(), "huge-pages": options.huge_pages}.items():
         if is_given and sys.platform != "linux":
             parser.error(f"argument --{name}: needs Linux")

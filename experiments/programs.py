@@ -14,12 +14,12 @@ The compilers are packages; experiments/accelerators/compiled.py has the command
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.accelerators import compiled
-from experiments.accelerators.networks import NETWORKS, bytes_besides_convolutions
 from experiments.accelerators.questions import Question, questions
 from experiments.common import command, style
+from experiments.networks.networks import NETWORKS, Network, missing_frameworks
 
 KILO = 1000
+CONVOLUTION = re.compile(r' %?([\w.\-]+) = [^\n]* (?:convolution\(|custom-call\([^\n]*"__cudnn\$conv)')
+SCRATCH = re.compile(r" %?([\w.\-]+) = \([^\n=]*?(s8\[\d+\]\S*)\) custom-call\(")
 
 
 def read(question: Question) -> dict[str, Any]:
@@ -70,13 +72,24 @@ def table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compare(network: Callable[[bool], Any]) -> dict[str, Any]:
+def bytes_besides_convolutions(program: compiled.Program) -> int:
+    """Bytes read and written by all kernels of a GPU program except convolutions, which are the same for any pooling.
+
+    The scratch memory of a matrix product is not counted, because it is unknown how much of it is used.
+    """
+    convolutions = set(CONVOLUTION.findall(program.text))
+    scratch = {name: compiled.size_of(type_) for name, type_ in SCRATCH.findall(program.text)}
+    counted = [kernel for kernel in program.kernels if kernel.name not in convolutions]
+    return sum(kernel.read + kernel.written - scratch.get(kernel.name, 0) for kernel in counted)
+
+
+def compare(network: Network) -> dict[str, Any]:
     """One training step on an H100, with the framework's pooling and with jpool's."""
     figures: dict[str, Any] = {}
     for name, ours in (("theirs", False), ("ours", True)):
-        step, shapes = network(ours)
+        step = network.step(ours)
         start = time.perf_counter()
-        program = compiled.compile_for("cuda", step, *shapes)
+        program = compiled.compile_for("cuda", step.step, *step.shapes)
         compile_s = time.perf_counter() - start
         moved = bytes_besides_convolutions(program)
         figures[name] = {"bytes": moved, "kernels": len(program.kernels), "compile_s": compile_s}
@@ -95,16 +108,6 @@ def table_of_models(rows: dict[str, Any]) -> str:
         lines.append(f"| {name} | {megabytes} | {theirs['kernels']} | {us['kernels']} |")
     mean = np.exp(np.mean([np.log(row["ratio"]) for row in rows.values()]))
     return "\n".join([*lines, f"\nbytes of all kernels except convolutions, theirs / ours: geometric mean {mean:.2f}"])
-
-
-def is_chosen(name: str, words: Sequence[str]) -> bool:
-    """Whether the name contains one of the words."""
-    return any(word.lower() in name.lower() for word in words)
-
-
-def names(models: bool) -> Iterator[str]:
-    """The names of all training steps, or of all other programs."""
-    return iter(NETWORKS) if models else (question.name for question in questions())
 
 
 def heading() -> str:
@@ -148,7 +151,7 @@ def picture(rows: dict[str, Any], about: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compiles every chosen program, prints the table, and writes the requested files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given)
+    options, chosen = parse(given)
     if arguments is None:
         compiled.restart_for_compilers("experiments.programs", given)
     try:
@@ -159,12 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(heading(), flush=True)
     rows: dict[str, Any] = {}
     if options.models:
-        chosen_networks = [name for name in NETWORKS if is_chosen(name, options.shapes)]
-        rows = {name: compare(NETWORKS[name]) for name in tqdm(chosen_networks, leave=False, disable=None)}
+        rows = {name: compare(NETWORKS[name]) for name in tqdm(chosen, leave=False, disable=None)}
         print(table_of_models(rows))
     else:
-        chosen = [question for question in questions() if is_chosen(question.name, options.shapes)]
-        rows = {question.name: read(question) for question in tqdm(chosen, leave=False, disable=None)}
+        asked = {question.name: question for question in questions()}
+        rows = {name: read(asked[name]) for name in tqdm(chosen, leave=False, disable=None)}
         print(table(rows))
         if options.png:
             style.save(picture(rows, heading()), options.png)
@@ -172,24 +174,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps({"about": heading(), "programs": rows}, indent=1))
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, checked."""
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, checked, and the names of the programs that they select."""
     parser = argparse.ArgumentParser(prog="python -m experiments.programs", description=(__doc__ or "").split("\n")[0])
     one_of = parser.add_mutually_exclusive_group()  # training steps have no picture
     one_of.add_argument("--models", action="store_true", help="compile whole training steps (needs the extra `peers`)")
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="WORD", default=[""], help="only programs whose name contains a WORD"
-    )
+    command.add_shapes(parser, "program")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     one_of.add_argument("--png", metavar="FILE", type=Path, help="draw the estimated times")
     options = parser.parse_args(arguments)
-    if options.models and not all(map(importlib.util.find_spec, ("equinox", "flax"))):
-        parser.error("argument --models: needs equinox and flax, of the extra `peers`")
-    if not any(is_chosen(name, options.shapes) for name in names(options.models)):
-        there_are = ", ".join(names(options.models))
-        parser.error(f"argument --shapes: no program has such a name; the names are {there_are}")
+    names = NETWORKS if options.models else (question.name for question in questions())
+    chosen = command.chosen(parser, options.shapes, names, "program")
+    if options.models and (missing := missing_frameworks(chosen)):
+        parser.error(f"argument --models: needs {missing}, of the extra `peers`")
     command.check_files(parser, options.json, options.png)
-    return options
+    return options, chosen
 
 
 if __name__ == "__main__":

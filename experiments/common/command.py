@@ -4,7 +4,7 @@ import argparse
 import inspect
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +140,22 @@ def check_files(parser: argparse.ArgumentParser, json: Path | None, png: Path | 
         if png == json:
             parser.error(f"argument --png: must be another file than that of --json; got {png}")
         check_file(parser, png, "--png")
+
+
+def add_shapes(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds the option that selects what to measure, by words of its name."""
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="WORD", default=[""], help=f"only {what}s whose name contains a WORD"
+    )
+
+
+def chosen(parser: argparse.ArgumentParser, words: Sequence[str], names: Iterable[str], what: str) -> list[str]:
+    """The names that contain one of the words of `--shapes`; at least one must."""
+    names = list(names)
+    selected = [name for name in names if any(word.lower() in name.lower() for word in words)]
+    if not selected:
+        parser.error(f"argument --shapes: no {what} has such a name; the names are {', '.join(names)}")
+    return selected
 
 
 def positive(kind: type) -> Callable[[str], Any]:
