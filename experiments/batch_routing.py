@@ -68,8 +68,8 @@ def picture(routing: Routing) -> Figure:
     """The win counts of one channel, six of the examples, and the share of elements that have won so far."""
     channel = np.ptp(routing.won.sum(0), (0, 1)).argmin()  # the one with the most evenly spread wins
     maps, won = routing.maps[..., channel], routing.won[..., channel]
-    figure = style.figure(10, 3.1)
-    panels = figure.subplot_mosaic("WW012C;WW345C", width_ratios=(1.1, 1.1, 1, 1, 1, 1.5))
+    figure = style.figure(11, 3.9)
+    panels = figure.subplot_mosaic("WW012CC;WW345CC")
 
     title = f"for how many of the {len(won)} examples\nan element wins its window"
     drawn = style.image(panels["W"], won.sum(0), title, cmap="viridis")
@@ -79,18 +79,23 @@ def picture(routing: Routing) -> Figure:
         show(panels[name], example, winners)
     panels["1"].set_title("six of the examples,\neach with its own winners (red)", fontsize=style.TITLE)
     covered = np.logical_or.accumulate(routing.won, 0).mean((1, 2, 3))
+    at, percent = np.array([1, len(won)]), 100 * covered[[0, -1]]
     panels["C"].plot(np.arange(1, len(won) + 1), 100 * covered, color=style.BLUE)
-    style.tidy(panels["C"], "elements that win\nat least once", xlabel="examples", ylabel="% of all", ylim=(0, 100))
-    panels["C"].annotate("25 % in one example", (1, 25), (12, 20), va="center")
+    panels["C"].plot(at, percent, "o", color=style.BLUE, clip_on=False)
+    title = "elements that win their window\nfor at least one example"
+    style.tidy(panels["C"], title, xlabel="examples", ylabel="% of all elements", ylim=(0, 100), xlim=(0, None))
+    panels["C"].text(at[0] + 0.06 * len(won), percent[0], f"{percent[0]:.0f} % in one example", va="center")
+    panels["C"].text(at[1], percent[1] - 8, f"{percent[1]:.0f} % in {len(won)} examples", ha="right", va="top")
     return figure
 
 
 def show(axes: Axes, example: np.ndarray, winners: np.ndarray) -> None:
-    """A feature map, its windows and their winners."""
-    style.image(axes, example, cmap="gray")
-    style.windows(axes, 24, 12)
-    rows, columns = np.nonzero(winners)
-    axes.plot(columns, rows, ".", color=style.RED, markersize=2)
+    """The middle of a feature map, 20 of 24 elements wide, its windows and their winners."""
+    middle = slice(2, 22)
+    style.image(axes, example[middle, middle], cmap="gray")
+    style.windows(axes, 20, 10)
+    rows, columns = np.nonzero(winners[middle, middle])
+    axes.plot(columns, rows, "o", color=style.RED, markersize=2.6)
 
 
 # The picture shows six examples; the data has 4,000 to train.

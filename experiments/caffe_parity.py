@@ -97,18 +97,23 @@ def check_solvers(seed: int, steps: int) -> Results:
 
 def picture(results: Results) -> Figure:
     """Distances, ratios of histories, and the window that rounding up adds."""
-    figure = style.figure(10, 3.2)
+    figure = style.figure(11, 3.6)
     left, middle, right = figure.subplots(1, 3)
     for (solver, distance), line in zip(results.distance.items(), style.SERIES, strict=False):
         left.plot(np.arange(1, len(distance) + 1), distance, label=solver, **line | {"marker": ""})
     left.axhline(2**-53, color=style.GREY, linewidth=1, linestyle=":", label="one rounding")
-    style.tidy(left, "Caffe in NumPy and in optax,\nwhole and in parts: distance", xlabel="step", yscale="log")
+    worst = max(distance.max() for distance in results.distance.values())
+    style.tidy(left, f"Caffe in NumPy and in optax, whole\nand in parts: {worst:.0e} apart at most", yscale="log")
+    left.set(xlabel="step", ylabel="distance / way from the start")
     left.set_ylim(1e-17, 1e-11)
     left.legend(ncols=2, fontsize=8)
     for solver, line in zip(("AdaGrad", "RMSProp"), style.SERIES[1:], strict=False):
         shown = {"color": line["color"], "linestyle": line["linestyle"], "linewidth": 1.5}
-        middle.hist(results.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, label=solver, **shown)
-    style.tidy(middle, "how much smaller a step would be,\nsquared before the mean", xlabel="times", yticks=[])
+        label = f"{solver}, median {np.median(results.ratios[solver]):.1f}"
+        middle.hist(results.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, label=label, **shown)
+    title = "how many times smaller a step would be,\nif squares came before the mean"
+    style.tidy(middle, title, xlabel="times smaller", ylabel="parameters (density)", yticks=[])
+    middle.margins(y=0.3)
     middle.legend(loc="upper left")
     last_windows(right, *POOLS["CIFAR-10 quick pool1"])
     return figure
@@ -124,10 +129,10 @@ def last_windows(axes: Axes, size: int, kernel: int, stride: int, pad: int) -> N
         colour = style.RED if window == floor else style.BLUE
         axes.barh(row, kernel - 0.2, 0.5, left=window * stride - pad - 0.4, color=colour)
         axes.text(window * stride + 1, row, f"window {window}", ha="center", va="center", color="white", fontsize=9)
-    axes.set_title(
-        f"{size} pixels, {kernel} wide, {stride} apart:\n{floor} windows, and Caffe's last", fontsize=style.TITLE
-    )
-    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(4, -0.8))
+    axes.text(size - 8.5, 3.9, f"Rounded down, there are {floor} windows,\nnumbers 0 to {floor - 1}. Caffe rounds up:\n"
+              f"window {floor} (red) extends past the end.", va="top", fontsize=9)  # fmt: skip
+    axes.set_title(f"{size} pixels, windows {kernel} wide, stride {stride}:\nthe end of the line", fontsize=style.TITLE)
+    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(6, -0.8))
     axes.axis("off")
 
 

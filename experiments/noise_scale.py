@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 import jpool
 from experiments.common import command, style
@@ -125,14 +126,15 @@ def expected(results: Results, sizes: np.ndarray) -> np.ndarray:
 
 def picture(results: Results) -> Figure:
     """The noise scale during training, and squared norms by batch size."""
-    figure = style.figure(10, 3.8)
+    figure = style.figure(10, 4)
     left, right = figure.subplots(1, 2)
     scale = results.noise / results.signal
     all_digits, batches = style.SERIES[0], style.SERIES[1]
     left.plot(results.steps, scale, label=f"from all {DIGITS:,} digits", **all_digits)
     left.plot(results.steps[1:], results.running[1:], label=f"from training's own batches of {BATCH}", **batches)
     left.axhline(BATCH, color="gray", linewidth=1, linestyle=":", label=f"the batch that is used, {BATCH}")
-    style.tidy(left, "noise scale: the batch size it suggests (examples)", xlabel="step", yscale="log")
+    title = f"noise scale, the batch size that it suggests:\n{scale[0]:.0f} at first, {scale[-1]:.0f} at the end"
+    style.tidy(left, title, xlabel="step", ylabel="examples", yscale="log")
     left.legend()
     sizes = np.geomspace(SIZES[0], SIZES[-1])
     right.plot(
@@ -141,9 +143,12 @@ def picture(results: Results) -> Figure:
     right.plot(SIZES, results.by_size, "o", color=style.SERIES[1]["color"], label="measured")
     right.axhline(results.signal[-1], color="gray", linewidth=1, linestyle="--", label="signal")
     right.axvline(scale[-1], color="gray", linewidth=1, linestyle=":", label=f"noise scale, {scale[-1]:.0f}")
-    title = f"squared norm of a batch's mean gradient, after {results.steps[-1]} steps"
+    title = f"squared norm of a batch's mean gradient,\nafter {results.steps[-1]} steps"
     style.tidy(right, title, xlabel="batch size B", xscale="log", yscale="log")
     right.legend()
+    for axis in (left.yaxis, right.xaxis, right.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else ""))
     return figure
 
 

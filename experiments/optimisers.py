@@ -75,12 +75,13 @@ def picture(results: dict[str, list[Run]]) -> Figure:
         at = np.arange(len(smooth)) + width
         left.plot(at, smooth, label=f"{name}, rate {best.rate:g}: {best.accuracy:.1%}", markevery=20, **line)
         by_rate = sorted(runs)
-        right.plot([run.rate for run in by_rate], [min(run.end, 3.0) for run in by_rate], **line)
+        right.plot([run.rate for run in by_rate], [min(run.end, 3.0) for run in by_rate], label=name, **line)
     style.tidy(left, "loss of the last 10 batches (nats)", xlabel="step", yscale="log")
-    left.legend(title="held-out accuracy at the end")
+    left.legend(title="best rate, and held-out accuracy at the end")
     style.tidy(
         right, "loss at the end, by learning rate (3: or more)", xlabel="learning rate", xscale="log", yscale="log"
     )
+    right.legend(fontsize=8)
     for axes in (left, right):
         axes.set_yticks((0.2, 0.5, 1, 2, 3), labels=("0.2", "0.5", "1", "2", "3"))
         axes.minorticks_off()

@@ -141,7 +141,7 @@ def picture(rows: dict[str, Any], about: str) -> Any:
     axes.set(xscale="log", xlim=(0.8, 10))
     axes.set_xticks([1, 2, 3, 4, 6, 8], labels=["1", "2", "3", "4", "6", "8"], minor=False)
     axes.set_xticks([], minor=True)
-    style.tidy(axes, xlabel="estimated time on an H100, from the compiled program; not measured")
+    style.tidy(axes, xlabel="estimated time on an H100, from the compiled program; not measured (lower is better)")
     axes.set_title(about.replace("; bytes", "\nbytes").replace("; jax", "\njax"), fontsize=8, loc="left")
     axes.invert_yaxis()
     axes.legend(loc="center right", bbox_to_anchor=(1, 0.31), fontsize=8)

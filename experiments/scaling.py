@@ -231,7 +231,7 @@ def picture(results: Results) -> Figure:
     bars = left.bar(list(map(str, results.ms)), list(results.ms.values()), color=blue["color"], width=0.6)
     left.bar_label(bars, fmt="%.1f")
     title = f"measured: devices that share {timing.cores()} cores"
-    style.tidy(left, title, xlabel=f"devices, {results.examples} examples in all", ylabel="ms a step")
+    style.tidy(left, title, xlabel=f"devices, {results.examples} examples in all", ylabel="ms a step (lower is better)")
 
     per_device, total, at = model.per_device, results.total, np.array(CLUSTER)
     for label, sizes, line in (
@@ -246,10 +246,10 @@ def picture(results: Results) -> Figure:
     middle.set_xticks(CLUSTER[::2], labels=[f"{n:,}" for n in CLUSTER[::2]])
     middle.legend(loc="lower left")
 
-    examples = np.geomspace(1, 65536)
+    examples = np.geomspace(1, 65536, 17)
     fixed, per_example = 4 * model.parameters * (2 + SLOTS), 4 * model.parameters + model.besides
     for label, together, line in (("all at once", examples, red), ("32 at a time", np.minimum(examples, 32), blue)):
-        right.plot(examples, (fixed + per_example * together) / 2**30, color=line["color"], label=label)
+        right.plot(examples, (fixed + per_example * together) / 2**30, label=label, **line)
     right.axhline(model.memory / 2**30, color=style.GREY, linestyle=":", label=f"{model.memory / 2**30:g} GiB")
     style.tidy(right, "predicted memory of a device (GiB)", xlabel="examples on it", xscale="log", yscale="log")
     right.legend(loc="upper left")

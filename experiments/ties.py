@@ -123,13 +123,16 @@ def check_gradients(dtype: str, limit: float, key: jax.Array, images: jax.Array,
 
 def picture(results: Results) -> Figure:
     """How often windows tie, and the accuracies by rule."""
-    figure = style.figure(10, 3.4)
+    figure = style.figure(11, 3.9)
     *counts, right = figure.subplots(1, 4)
     for axes, (name, tied) in zip(counts, results.tied.items(), strict=True):
         rows = np.arange(len(DTYPES))
         for i, (when, colour) in enumerate({"before relu": style.BLUE, "after relu": style.RED}.items()):
-            axes.barh(rows + 0.4 * i, 100 * tied[:, i], 0.38, color=colour, label=when)
-        axes.axvline(100 * results.zeros[name], color=style.BLACK, linestyle=":", label="all zeros")
+            bars = axes.barh(rows + 0.4 * i, 100 * tied[:, i], 0.38, color=colour, label=when)
+            for text in axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8):
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        zeros = "after relu, all four elements are 0"
+        axes.axvline(100 * results.zeros[name], color=style.BLACK, linestyle=":", label=zeros)
         axes.set_yticks(rows + 0.2, DTYPES if axes is counts[0] else [])
         axes.invert_yaxis()
         style.tidy(axes, name, xlabel="windows that tie (%)", xlim=(0, 100), xticks=(0, 25, 50, 75))
@@ -138,7 +141,9 @@ def picture(results: Results) -> Figure:
         right.plot(np.full(len(accuracies), i), 100 * np.array(accuracies), "o", color=style.BLUE, alpha=0.5)
         right.plot([i - 0.3, i + 0.3], [100 * np.mean(accuracies)] * 2, color=style.BLACK)
     right.set_xticks(range(len(RULES)), RULES)
-    style.tidy(right, "accuracy (%),\nby rule: seeds and mean", xlabel="ties")
+    means = [100 * np.mean(accuracies) for accuracies in results.accuracies.values()]
+    title = f"accuracy (%) of each run;\nmeans differ by {np.ptp(means):.1f}"
+    style.tidy(right, title, xlabel="ties=")
     return figure
 
 

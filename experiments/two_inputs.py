@@ -31,7 +31,7 @@ def maximum(pair: jax.Array, ties: str = "first") -> jax.Array:
 
 
 def cost(m: jax.Array) -> jax.Array:
-    """Any J would do. This one has J_m = 1 + m / 4, so that the arrows of the picture differ in length."""
+    """Any J would do. This one has J_m = 1 + m / 4, so that a wrong J_m is noticed."""
     return m + m**2 / 8
 
 
@@ -51,10 +51,11 @@ def differences(function: Callable[[jax.Array], jax.Array], at: jax.Array) -> ja
 
 
 class Gradients(NamedTuple):
-    """Points (N, 2) of the plane of a and b, and (J_a, J_b) there for each rule."""
+    """What the picture shows."""
 
-    plane: np.ndarray
-    gradients: dict[str, np.ndarray]
+    plane: np.ndarray  # (N, 2), points of the plane of a and b
+    shares: dict[str, np.ndarray]  # (N, 2), by rule: (J_a, J_b) / J_m
+    error: float  # of finite differences, off the diagonal
 
 
 def measure(seed: int, side: int = 7, examples: int = 100) -> Gradients:
@@ -84,7 +85,7 @@ def check_plane(side: int) -> Gradients:
     off, on = (float(abs(slopes - gradients["split"])[at].max()) for at in (a != b, a == b))
     claim(f"finite differences agree off the diagonal, to {off:.0e}", off < 1e-9)
     claim(f'on the diagonal they step to both sides and give half each, like "split", to {on:.0e}', on < 1e-6)
-    return Gradients(np.asarray(plane), gradients)
+    return Gradients(np.asarray(plane), {ties: g / np.asarray(j_m) for ties, g in gradients.items()}, off)
 
 
 def check_network(name: str, units: int, seed: int, examples: int) -> None:
@@ -103,18 +104,22 @@ def check_network(name: str, units: int, seed: int, examples: int) -> None:
 
 
 def picture(results: Gradients) -> Figure:
-    """The plane of a and b for each rule: level lines of m, and (J_a, J_b) as an arrow."""
-    figure = style.figure(10, 3.2)
+    """The plane of a and b for each rule: level lines of m, and the shares of J_m as an arrow."""
+    figure = style.figure(10, 3.6)
+    error = f"Off the diagonal, finite differences agree to {results.error:.0e}"
+    figure.suptitle(
+        f"m = max(a, b). Arrows: (J_a, J_b) / J_m; red where a = b. Grey lines: equal m. {error}", fontsize=10
+    )
     a, b = results.plane.T
     fine = np.linspace(-2.6, 2.6, 200)
-    for axes, (ties, gradient) in zip(figure.subplots(1, 4, sharey=True), results.gradients.items(), strict=True):
+    for axes, (ties, shares) in zip(figure.subplots(1, 4, sharey=True), results.shares.items(), strict=True):
         axes.contour(
             fine, fine, np.maximum(*np.meshgrid(fine, fine)), 12, colors="#00000033", linewidths=1, linestyles="solid"
         )
         for at, colour in ((a != b, style.BLUE), (a == b, style.RED)):
             axes.plot(a[at], b[at], ".", color=colour, markersize=4)
             axes.quiver(
-                a[at], b[at], *gradient[at].T, color=colour, angles="xy", scale_units="xy", scale=2.4, width=0.011
+                a[at], b[at], *shares[at].T, color=colour, angles="xy", scale_units="xy", scale=2.2, width=0.011
             )
         axes.set_title(f'ties="{ties}"\na = b: {IN_WORDS[ties]}', fontsize=style.TITLE)
         axes.set(xlabel="a", aspect="equal", xlim=(-2.6, 2.8), ylim=(-2.6, 2.8))

@@ -101,26 +101,33 @@ def likeness(
 
 def picture(results: Results) -> Figure:
     """Cosines, norms, accuracies, and where (c) is exact."""
-    figure = style.figure(10, 6.6)
+    figure = style.figure(11, 7)
     (cosines, norms), (accuracies, errors) = figure.subplots(2, 2)
     for (name, values), line in zip(results.likenesses.items(), style.SERIES, strict=False):
-        cosines.plot(results.at, values[:, 0], label=f"{name}: {AVERAGED[name[-3:]]}", **line)
+        label = f"{name}: {AVERAGED[name[-3:]]}; median cosine {np.median(values[:, 0]):.2f}"
+        cosines.plot(results.at, values[:, 0], label=label, **line)
         norms.plot(results.at, values[:, 1], **line)
     style.tidy(cosines, "cosine with the right gradient", xlabel="step", ylim=(None, 1.05))
     style.tidy(norms, "norm, relative to the right gradient's", xlabel="step", yscale="log")
     norms.set_yticks((0.2, 0.5, 1, 2, 5, 10, 20), labels=("0.2", "0.5", "1", "2", "5", "10", "20"))
     norms.minorticks_off()
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
 
-    names, shares = list(results.accuracies), [100 * share for share in results.accuracies.values()]
+    names = {name: f"{name.strip()}: {AVERAGED.get(name[-3:], 'mean of gradients')}" for name in results.accuracies}
     colours = [style.RED if name.endswith(")") else style.GREY for name in names]
-    accuracies.bar_label(accuracies.barh(names, shares, color=colours), fmt="%.0f", padding=3)
-    style.tidy(accuracies, "held-out accuracy (%); grey: right gradients", xlim=(0, 105))
+    shares = [100 * share for share in results.accuracies.values()]
+    accuracies.bar_label(accuracies.barh(list(names.values()), shares, color=colours), fmt="%.0f", padding=3)
+    style.tidy(accuracies, "held-out accuracy (%); grey: the right gradient", xlim=(0, 110))
     rows = np.arange(len(results.errors))
     for i, (kind, colour) in enumerate({"biases (the propagated error)": style.BLUE, "weights": style.PURPLE}.items()):
-        errors.barh(rows + 0.4 * i, [error[i] for error in results.errors.values()], 0.36, color=colour, label=kind)
+        sizes = [error[i] for error in results.errors.values()]
+        bars = errors.barh(rows + 0.4 * i, sizes, 0.36, color=colour, label=kind)
+        errors.bar_label(bars, [f"{size:.0e}" if 0 < size < 1e-3 else "" for size in sizes], padding=3, fontsize=8)
+        for row in np.flatnonzero(np.array(sizes) == 0):  # which a logarithmic axis cannot show
+            errors.text(1.3e-8, row + 0.4 * i, "0 (exact)", color=colour, va="center", fontsize=8)
     errors.set_yticks(rows + 0.2, list(results.errors))
-    style.tidy(errors, "(c): relative error of the gradients of", xscale="log", xlim=(1e-8, 3), ylim=(-2, len(rows)))
+    title = "(c): relative error of the gradients of"
+    style.tidy(errors, title, xscale="log", xlim=(1e-8, 3), ylim=(-2, len(rows)))
     errors.legend(loc="upper right")
     for axes in (accuracies, errors):
         axes.invert_yaxis()

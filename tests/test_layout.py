@@ -53,7 +53,7 @@ def test_the_packages_import_nothing_from_each_other():
 
 def test_both_share_only_checks_and_the_extensions_of_jax():
     assert sorted(path.name for path in LIBRARY.iterdir() if path.name != "__pycache__") == sorted(
-        ["__init__.py", "py.typed", *PACKAGES, *(f"{name}.py" for name in SHARED)]
+        ["README.md", "__init__.py", "py.typed", *PACKAGES, *(f"{name}.py" for name in SHARED)]
     )
     for name in SHARED:
         assert list(imported(LIBRARY / f"{name}.py")) == []

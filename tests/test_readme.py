@@ -1,4 +1,4 @@
-"""The README is true: its examples print the output below them, its commands, signatures and links are right."""
+"""The READMEs are true: examples print the output below them; commands, signatures, tables and links are right."""
 
 import contextlib
 import inspect
@@ -6,58 +6,70 @@ import io
 import re
 from pathlib import Path
 
+import pytest
+
 import jpool
 import jpool.per_example
 import jpool.pooling
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "jpool/README.md", "experiments/README.md")}
+README, REFERENCE = PAGES["README.md"], PAGES["jpool/README.md"]
 
 
-def test_examples_print_the_output_below_them():
-    assert [language for language, _ in BLOCKS if language != "bash"] == ["python", "text"] * 5
-    codes, texts = ([block for language, block in BLOCKS if language == kind] for kind in ("python", "text"))
+def blocks(page):
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("page", "examples"), [("README.md", 4), ("jpool/README.md", 1), ("experiments/README.md", 0)])
+def test_examples_print_the_output_below_them(page, examples):
+    shown = [block for block in blocks(PAGES[page]) if block[0] in ("python", "text")]
+    assert [language for language, _ in shown] == ["python", "text"] * examples
+    codes, texts = ([block for language, block in shown if language == kind] for kind in ("python", "text"))
     names = {}  # later examples continue the first
     for code, text in zip(codes, texts, strict=True):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), names)
+            exec(compile(code, page, "exec"), names)
         assert printed.getvalue().strip() == text.strip()
 
 
 def test_each_command_is_one_line_that_makes_its_own_environment():
-    commands = [block for language, block in BLOCKS if language == "bash"]
+    commands = [block for language, block in blocks(README) if language == "bash"]
     for command, purpose in zip(commands, ["python -m experiments.train_digits", "python -m pytest"], strict=True):
         assert re.fullmatch(r"python3 -m venv \.venv && [^\n]*pip install [^\n]* && [^\n]*\n", command)
         assert purpose in command
 
 
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+# --- the reference ---
+
+
 def bare_signature(function):
     signature = inspect.signature(function)
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)).replace("'", '"')
 
 
-def test_the_signature_is_the_real_one_and_every_argument_has_its_row():
-    shown = re.search(r"^`jpool\.max_pool\((.*)\)`$", README, re.MULTILINE)[1]
-    assert f"({shown})".replace('"', "'") == bare_signature(jpool.max_pool)
-    for name in inspect.signature(jpool.max_pool).parameters:
-        assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE), name
-
-
-def test_every_function_that_pools_has_its_row_and_its_real_signature():
-    rows = re.findall(r"^\| `(\w+)\((.*?)\)` \| [a-z]", README.split("## From other libraries")[0], re.MULTILINE)
-    assert [name for name in jpool.__all__ if name not in README] == ["Metrics"]
-    for name, shown in rows:
+def test_every_public_name_has_its_row_with_its_real_signature_and_file():
+    rows = re.findall(r"^\| \[`(\w+)\((.*?)\)`\]\((\S+)\) \| \S", REFERENCE, re.MULTILINE)
+    assert sorted(name for name, *_ in rows) == sorted(jpool.__all__)
+    for name, shown, file in rows:
+        function = getattr(jpool, name)
+        assert (ROOT / "jpool" / file).samefile(inspect.getsourcefile(function)), name
         if shown == "x, ...":
-            theirs, ours = (
-                inspect.signature(function).parameters for function in (getattr(jpool, name), jpool.max_pool)
-            )
+            theirs, ours = (inspect.signature(pooling).parameters for pooling in (function, jpool.max_pool))
             assert list(theirs) == list(ours)
         else:
-            assert f"({shown})".replace('"', "'") == bare_signature(getattr(jpool, name)), name
-    assert len(rows) == 7
+            assert f"({shown})" == bare_signature(function), name
+
+
+def test_every_argument_of_max_pool_has_its_row():
+    for name in inspect.signature(jpool.max_pool).parameters:
+        assert re.search(rf"^\| `{name}` \|", REFERENCE, re.MULTILINE), name
 
 
 def test_the_edge_table_has_the_rows_of_the_docstring():
@@ -65,22 +77,47 @@ def test_the_edge_table_has_the_rows_of_the_docstring():
     rows = [row for row in table if not row.startswith("=")]
     assert len(rows) == 7
     for row in rows:
-        assert re.search(rf"^\| {re.escape(row)} \|", README, re.MULTILINE), row
+        assert re.search(rf"^\| {re.escape(row)} \|", REFERENCE, re.MULTILINE), row
 
 
-def test_every_link_leads_to_a_file_and_every_module_has_one():
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert [link for link in links if not (ROOT / link).exists()] == []
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jpool").rglob("*.py")}
+def test_the_history_has_this_version():
+    assert f"the version is {jpool.__version__}" in REFERENCE
+    assert f"version = {{{jpool.__version__}}}" in REFERENCE
+
+
+# --- links ---
+
+
+def anchors(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent.joinpath(path).resolve() if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.relative_to(ROOT).as_posix()), link
+
+
+def test_the_first_link_is_the_whole_idea_on_one_page():
+    links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", README)
+    assert links[0] == "experiments/one_page.py"
+
+
+def test_every_module_has_a_row_in_the_order_of_its_package():
+    links = re.findall(r"\]\(([^)]+)\)", REFERENCE)
+    modules = {path.relative_to(ROOT / "jpool").as_posix() for path in (ROOT / "jpool").rglob("*.py")}
     described = {path for path in modules if "/cpu/" not in path and not path.endswith("__init__.py")}
-    packages = {"jpool/pooling/__init__.py", "jpool/pooling/cpu/__init__.py", "jpool/per_example/__init__.py"}
+    packages = {"pooling/__init__.py", "pooling/cpu/__init__.py", "per_example/__init__.py"}
     assert described | packages <= set(links)
-
-
-def test_modules_are_in_the_order_of_their_packages():
     for package in (jpool.pooling, jpool.per_example):
-        name = package.__name__.replace(".", "/")
+        name = package.__name__.rpartition(".")[2]
         ordered = re.findall(r"^    ([\w/]+) +\S", package.__doc__, re.MULTILINE)
         paths = [f"{name}/{module}{'__init__' if module.endswith('/') else ''}.py" for module in ordered]
-        positions = [README.rindex(f"]({path})") for path in paths]
+        table = REFERENCE.split("## Modules")[1].split("\n## ")[0]
+        positions = [table.rindex(f"]({path})") for path in paths]
         assert positions == sorted(positions)

@@ -1,11 +1,13 @@
 """The style of every picture: plain axes, and colours that print well and that colour-blind readers can distinguish."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 BLUE, RED, GREEN, PURPLE, BLACK, GREY = "#2e6fe4", "#e4572e", "#009e73", "#a45ab0", "#222222", "#8a8a8a"
 # The series of a plot, in this order. Lines also differ in marker and dash, for prints without colour.
@@ -16,12 +18,12 @@ SERIES: tuple[dict[str, Any], ...] = (
     {"color": PURPLE, "marker": "D", "linestyle": (0, (6, 2))},
     {"color": BLACK, "marker": "v", "linestyle": ":"},
 )
-DPI = 100  # a figure of width 10 is shown 1,000 pixels wide
+DPI = 200  # twice the width at which a page shows a picture, for screens of high density
 TITLE = 11  # points; all other text has matplotlib's default of 10
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure; sizes are in inches of 100 pixels."""
+    """An empty figure; sizes are in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -49,5 +51,7 @@ def windows(axes: Axes, size: int, count: int) -> None:
 
 
 def save(picture: Figure, path: Path) -> None:
-    """Writes a picture, small enough to be committed."""
-    picture.savefig(path, dpi=DPI)
+    """Writes a picture, in 256 colours, so that it is small enough to be committed."""
+    with io.BytesIO() as whole:
+        picture.savefig(whole, format="png", dpi=DPI)
+        Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)

@@ -34,6 +34,7 @@ def learning_curve(history: Sequence[Any], path: Path) -> None:
 class Trace(NamedTuple):
     """One channel of the first pooling layer, forward and backward; ct: cotangent, the gradient of the loss."""
 
+    channel: int
     maps: np.ndarray  # (24, 24) the feature map
     pooled: np.ndarray  # (12, 12)
     won: np.ndarray  # (24, 24) 1 where the element won its window, else 0
@@ -48,26 +49,27 @@ def trace(params: layers.Params, image: jax.Array, label: jax.Array) -> Trace:
     ct = jax.grad(lambda x: layers.cross_entropy(lenet.after_pool1(params, x), label))(pooled)
     (routed,), (won,) = route(ct), route(jnp.ones_like(ct))
     channel = int(jnp.abs(ct).sum((0, 1)).argmax())
-    return Trace(*(np.asarray(part[..., channel]) for part in (maps, pooled, won, ct, routed)))
+    return Trace(channel, *(np.asarray(part[..., channel]) for part in (maps, pooled, won, ct, routed)))
 
 
-def hardest(params: layers.Params, digits: Digits) -> tuple[np.ndarray, int, int]:
-    """Of the first 1,000 held-out digits, the one with the largest loss, its label and the label predicted for it."""
-    images, labels = digits.test_images[:1000], digits.test_labels[:1000]
+def hardest(params: layers.Params, digits: Digits) -> tuple[np.ndarray, int, float]:
+    """Of the first 1,000 held-out digits that are read correctly, the one with the largest loss; its label and loss."""
+    images, labels = digits.test_images[:1000], jnp.asarray(digits.test_labels[:1000], int)
     scores = jax.vmap(lenet.logits, (None, 0))(params, jnp.asarray(images) / 255.0)
-    worst = int(jax.vmap(layers.cross_entropy)(scores, jnp.asarray(labels, int)).argmax())
-    return images[worst], int(labels[worst]), int(scores[worst].argmax())
+    losses = jax.vmap(layers.cross_entropy)(scores, labels)
+    worst = int(jnp.where(scores.argmax(1) == labels, losses, -1).argmax())
+    return images[worst], int(labels[worst]), float(losses[worst])
 
 
 def routing(params: layers.Params, digits: Digits, path: Path) -> None:
     """Top, forward: input, feature map, pooled map with its winners. Bottom, backward: the cotangents being routed."""
-    image, label, predicted = hardest(params, digits)
+    image, label, loss = hardest(params, digits)
     traced = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
     figure = style.figure(11.5, 7.6)
     (top_left, top_middle, top_right), (bottom_left, bottom_middle, bottom_right) = figure.subplots(2, 3)
 
-    style.image(top_left, image, f"1  input, 28 x 28: a {label}, read as a {predicted}")
-    show(top_middle, traced.maps, "gray", "2  feature map of one filter, 24 x 24")
+    style.image(top_left, image, f"1  input, 28 x 28: a {label}")
+    show(top_middle, traced.maps, "gray", f"2  feature map of filter {traced.channel + 1}, 24 x 24")
     rows, columns = np.nonzero(traced.won)
     top_middle.plot(columns, rows, ".", color=RED, markersize=4)
     show(top_right, traced.pooled, "gray", "3  pooled map, 12 x 12, with its winners")
@@ -78,7 +80,7 @@ def routing(params: layers.Params, digits: Digits, path: Path) -> None:
     show(bottom_right, traced.ct, "RdBu", "4  cotangents that arrive at the pooled map", limit)
     show(bottom_middle, traced.routed, "RdBu", "5  where they went in the feature map", limit)
     bottom_left.axis("off")
-    bottom_left.text(0.0, 1.0, explanation(traced), va="top", fontsize=10.5, linespacing=1.4, in_layout=False)
+    bottom_left.text(0.0, 1.0, explanation(traced, label, loss), va="top", linespacing=1.3, in_layout=False)
     style.save(figure, path)
 
 
@@ -88,19 +90,18 @@ def show(axes: Axes, values: np.ndarray, colours: str, title: str, limit: float 
     style.windows(axes, len(values), 12)
 
 
-def explanation(traced: Trace) -> str:
+def explanation(traced: Trace, label: int, loss: float) -> str:
     """The text in the picture, with its numbers."""
     received = np.count_nonzero(traced.routed)
     arrived, routed = math.fsum(traced.ct.flat), math.fsum(traced.routed.flat)  # exact, so equal sums print equally
     return (
+        f"Of the digits that are read correctly, this {label} has\nthe largest loss: cross entropy {loss:.2f} nats.\n\n"
         "Forward (1, 2, 3): each 2 x 2 window keeps its\nlargest element, the winner (red).\n\n"
         "Backward (4, 5): each cotangent goes to the\nwinner of its window, whole and unchanged\n"
         "(blue: positive, red: negative).\n\n"
-        f"{traced.ct.size} cotangents, {np.count_nonzero(traced.ct)} of them not zero;\n"
-        f"{received} of {traced.routed.size} elements receive one,\nthe others exactly 0.\n\n"
+        f"{received} of {traced.routed.size} elements receive a cotangent,\nthe others exactly 0.\n\n"
         f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}\n\n"
-        "Another digit has other winners. Nothing is\naveraged here: only the gradients of the\n"
-        "weights are, over the batch."
+        "Nothing is averaged here: only the gradients\nof the weights are, over the batch."
     )
 
 
@@ -124,7 +125,9 @@ def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
     axes.set_yticks(
         positions + 0.19, [f"{name}\njpool: {row['jpool']:.2f} ms" for name, row in times.items()], fontsize=8
     )
-    axes.set(xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's")
+    axes.set(
+        xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's (lower is better)"
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(about, fontsize=8, loc="left")
     axes.margins(x=0.12)

@@ -52,10 +52,8 @@ def test_the_gallery_has_question_command_and_picture_of_every_experiment():
         assert f"*{question}*" in sections[name]
         assert f"`python -m experiments.{name}`" in sections[name]
         assert f"](pictures/{name}.png)" in sections[name]
-    for link in re.findall(r"\]\(([^)]+)\)", gallery):
-        assert (ROOT / "experiments" / link.partition("#")[0]).exists(), link
     for picture in (ROOT / "experiments/pictures").iterdir():
-        assert picture.stat().st_size < 150_000, picture.name
+        assert picture.stat().st_size < 250_000, picture.name
         assert f"pictures/{picture.name}" in gallery
 
 

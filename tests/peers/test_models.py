@@ -1,10 +1,12 @@
-"""max_pool inside a jitted model of Flax, Equinox and Haiku, with gradients: examples to copy, where installed.
+"""max_pool inside a jitted model of Flax, Equinox and Haiku, and the lines of the README that put it there.
 
 A pooling has no parameters, so jpool has no layer: the model calls the function instead, under `jax.vmap` if it takes a
 batch.
 """
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +128,49 @@ def test_gradients_are_those_with_the_pooling_of_flax():
     ours = jax.jit(jax.grad(partial(loss, jax.vmap(pool))))(kernel)
     theirs = jax.jit(jax.grad(partial(loss, partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2)))))(kernel)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text().split("## Drop it into your model")[1].split("\n## ")[0]
+ROWS = [line for line in README.splitlines() if line.startswith("| ") and "jpool." in line]
+LINES = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in ROWS]
+SIZES = {"T": 2, "B": 3, "H": 8, "W": 6, "C": 4}
+
+
+@pytest.mark.parametrize(("before", "shape", "after"), LINES, ids=[before.replace("`", "") for before, *_ in LINES])
+def test_the_lines_of_the_readme_are_equal_bit_for_bit(before, shape, after):
+    names = {"jax": jax, "jnp": jnp, "jpool": jpool, "partial": partial}
+    code = re.search(r"`(.+)`", before)[1]
+    for name, module in {"nnx": "flax.nnx", "linen": "flax.linen", "hk": "haiku", "eqx": "equinox"}.items():
+        if f"{name}." in code + after:
+            names[name] = pytest.importorskip(module)
+    if "F." in code:
+        pytest.importorskip("torch")
+    sizes = [SIZES[letter] for letter in shape.strip("()").split(", ")]
+    x = jnp.asarray(np.random.default_rng(0).permutation(np.prod(sizes)).reshape(sizes), "float32")  # without ties
+
+    def results(code):
+        """Values and gradient."""
+        evaluate = lambda x: eval(code, names | {"x": x})  # noqa: E731
+        function = evaluate(x) if code.startswith("eqx") else evaluate  # a layer
+        values, backward = jax.vjp(function, x)
+        cotangents = 1 + jnp.arange(values.size, dtype="float32").reshape(values.shape)
+        return values, backward(cotangents)[0]
+
+    for theirs, ours in zip(
+        in_torch(code, x) if "F." in code else results(code), results(after.strip("`")), strict=True
+    ):
+        np.testing.assert_array_equal(theirs, ours)
+
+
+def in_torch(code, x):
+    """Values and gradient of a call of PyTorch."""
+    import torch
+
+    x = torch.tensor(np.asarray(x), requires_grad=True)
+    values = eval(code, {"F": torch.nn.functional, "x": x})
+    values.backward(1 + torch.arange(values.numel(), dtype=torch.float32).reshape(values.shape))
+    return values.detach(), x.grad
+
+
+def test_there_are_lines_for_every_framework():
+    assert len(LINES) == 8

@@ -42,7 +42,7 @@ def test_node_test_of_onnx(name):
 def MaxPool(  # noqa: N802
     x, *, kernel_shape, strides=None, pads=None, auto_pad=b"NOTSET", dilations=None, ceil_mode=0, storage_order=0
 ):
-    """The call in the README's table, for a batch with channels first."""
+    """The call in the reference's table, for a batch with channels first."""
     rank = len(kernel_shape)
     padding = {b"SAME_UPPER": "SAME", b"SAME_LOWER": "SAME_LOWER", b"VALID": "VALID"}.get(auto_pad)
     if padding is None:

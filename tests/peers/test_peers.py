@@ -1,4 +1,4 @@
-"""The README's table of other libraries, row by row: their call and ours, for libraries that are installed.
+"""The reference's table of other libraries, row by row: their call and ours, for libraries that are installed.
 
 Caffe, which no package installs, and TensorFlow, which is too large for a test, are written in NumPy from their sources
 or documentation. If TensorFlow is installed, it is used instead.
@@ -21,10 +21,10 @@ import jpool
 from experiments.comparisons import caffe as in_numpy
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+REFERENCE = (Path(__file__).resolve().parents[2] / "jpool/README.md").read_text()
 H, W, C = 12, 9, 3
 ROWS = {}
-for line in README.split("## From other libraries")[1].split("\n## ")[0].splitlines():
+for line in REFERENCE.split("## From other libraries\n")[1].split("\n## ")[0].splitlines():
     cells = [cell.strip() for cell in line.strip("|").split(" | ")]
     if line.startswith("| **"):
         library = re.search(r"\*\*(\w+)", line)[1]
@@ -189,7 +189,7 @@ def test_row_of_the_table(library, code):
             assert b is not None
 
 
-# --- differences that the README describes ---
+# --- differences that the reference describes ---
 
 
 def test_same_is_not_padding_1():
