@@ -148,7 +148,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, checked, and the names of the networks that they select."""
     parser = command.parser_of(__file__, __doc__)
     command.add_shapes(parser, "network")
-    command.ROUNDS.add_to(parser, "rounds", 9)
+    command.ROUNDS.add_to(parser, "rounds", 5)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw the ratios as bars")
     options = parser.parse_args(arguments)

@@ -1,8 +1,9 @@
 """select and route arranged for XLA:CPU. Without this folder everything works, only slower on a CPU.
 
-XLA:CPU makes slow loops of two things in the plain algorithm. It computes each array in a loop of its own, so values
-and winners read everything twice; and it compiles padding into a branch for each element. Every trick here has its
-reason and the measurement that justifies it beside it.
+XLA:CPU makes slow loops of three things in the plain algorithm. It computes each array in a loop of its own, so values
+and winners read everything twice; it compiles padding into a branch for each element; and a reduction of two operands
+is a slow loop, and one by `lax.max` loses NaNs. Every trick here has its reason and the measurement that justifies it
+beside it.
 """
 
 from functools import partial

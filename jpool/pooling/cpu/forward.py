@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from jpool.pooling.cpu import reductions
 from jpool.pooling.cpu.loops import Arrays, bits_dtype, bits_to_accumulator, by_runs, from_bits, in_one_pass, to_bits
 from jpool.pooling.cpu.runs import Run, selects_in_place
 from jpool.pooling.integers.geometry import Axis, Geometry, Step
@@ -16,7 +17,7 @@ from jpool.pooling.plain.steps import Arrangement, steps
 from jpool.pooling.plain.ties import RULES, Candidate
 from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
-ARRANGEMENT = Arrangement(axis_taps=8, reduces=False)
+ARRANGEMENT = Arrangement(axis_taps=8)
 
 
 def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
@@ -27,13 +28,20 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
         inner = winners.pop() if winners and not masks else None
         # The pooling for which ties with padding are resolved: the step, or after the last step the whole pooling.
         finished = step.geometry if masks else geometry if step is all_steps[-1] else None
-        values, step_winners = _select_step(geometry, step, values, inner, x.dtype, finished)
+        if step.reduced_axes:
+            is_last = step is all_steps[-1]
+            values, step_winners = reductions.select_step(geometry, step, values, inner, x.dtype, is_last)
+        else:
+            values, step_winners = _select_step(geometry, step, values, inner, x.dtype, finished)
         winners.append(step_winners)
     return from_bits(values, x.dtype), tuple(winners)
 
 
 def select_values(geometry: Geometry, x: jax.Array) -> jax.Array:
-    """The values of `select`, bit for bit. Candidates are compared in pairs, which a processor can overlap."""
+    """The values of `select`, bit for bit, except that a zero may have the other sign where axes are reduced.
+
+    Candidates are compared in pairs, which a processor can overlap.
+    """
     rule, in_place, values = RULES[geometry.ties], selects_in_place(geometry, ARRANGEMENT), to_bits(x, x.dtype)
 
     def larger(best: jax.Array, later: jax.Array) -> jax.Array:
@@ -41,6 +49,9 @@ def select_values(geometry: Geometry, x: jax.Array) -> jax.Array:
 
     for step in steps(geometry, ARRANGEMENT):
         axes = step.geometry.axes
+        if step.reduced_axes:
+            values = reductions.select_values_step(geometry, step, values, x.dtype)
+            continue
         array = values if in_place else pad_for_windows(axes, values, _padding_bits(geometry, x.dtype))
 
         def compute(chosen: Sequence[Run], step: Step = step, array: jax.Array = array) -> Arrays:

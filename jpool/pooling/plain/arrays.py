@@ -23,7 +23,7 @@ def padding_value(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
     return infinity if np.isinf(infinity.astype(np.float32)) else limit
 
 
-def filled(like: jax.Array, number: np.ndarray | int) -> jax.Array:
+def filled(like: jax.Array, number: np.ndarray | float) -> jax.Array:
     """One number everywhere, with the shape and dtype of an array."""
     return lax.broadcast(np.asarray(number, like.dtype), like.shape)
 

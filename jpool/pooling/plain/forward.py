@@ -67,7 +67,7 @@ def _select_step(
 ) -> Candidate:
     """Pools elements, or blocks given by their values and the winners inside them."""
     if step.reduced_axes:
-        return _reduce(geometry, step, values, inner, padding)
+        return reduce_axes(geometry, step, values, inner, padding)
     rule, axes = RULES[geometry.ties], step.geometry.axes
     values = pad_for_windows(axes, values, padding)
     inner = None if inner is None else pad_for_windows(axes, inner, 0)  # any number: `resolve_padding` replaces it
@@ -80,7 +80,7 @@ def _select_step(
     return reduce(lambda best, later: rule.combine(geometry, best, later), candidates)
 
 
-def _reduce(
+def reduce_axes(
     geometry: Geometry, step: Step, values: jax.Array, inner: jax.Array | None, padding: np.ndarray
 ) -> Candidate:
     """`_select_step` along axes that one window covers completely, for rules with one winner: a `lax.reduce`.
@@ -88,10 +88,7 @@ def _reduce(
     Its order is free, so two candidates are ordered by their marks.
     """
     rule = RULES[geometry.ties]
-    dtype = rule.winners_dtype(geometry)
-    window = [step.geometry.axes[i].window for i in step.reduced_axes]
-    marks = lax.mul(lax.iota(dtype, step.taps), np.asarray(step.block_stride, dtype)).reshape(window)
-    marks = lax.broadcast_in_dim(marks, values.shape, step.reduced_axes)  # `rule.mark` of all taps at once
+    marks = marks_of_all_taps(geometry, step, values.shape, inner)
 
     def combine(a: Candidate, b: Candidate) -> Candidate:
         in_order = lax.le(a[1], b[1])
@@ -100,6 +97,15 @@ def _reduce(
         return rule.combine(geometry, first, second)
 
     # The initial candidate loses to every element, also to an equal one: its mark is the first, or one after the last.
-    init = padding, np.asarray(0 if rule.last_wins else geometry.taps, dtype)
-    result = lax.reduce((values, marks if inner is None else lax.add(marks, inner)), init, combine, step.reduced_axes)
+    init = padding, np.asarray(0 if rule.last_wins else geometry.taps, marks.dtype)
+    result = lax.reduce((values, marks), init, combine, step.reduced_axes)
     return result[0].reshape(step.geometry.values_shape), result[1].reshape(step.geometry.values_shape)
+
+
+def marks_of_all_taps(geometry: Geometry, step: Step, shape: tuple[int, ...], inner: jax.Array | None) -> jax.Array:
+    """`rule.mark` of every element or block of a reduction, at once."""
+    dtype = RULES[geometry.ties].winners_dtype(geometry)
+    window = [step.geometry.axes[i].window for i in step.reduced_axes]
+    marks = lax.mul(lax.iota(dtype, step.taps), np.asarray(step.block_stride, dtype)).reshape(window)
+    marks = lax.broadcast_in_dim(marks, shape, step.reduced_axes)
+    return marks if inner is None else lax.add(marks, inner)

@@ -31,7 +31,6 @@ class Arrangement(NamedTuple):
 
     direct_taps: int = 9  # windows of up to this many taps are one step; the same everywhere: saved masks depend on it
     axis_taps: int = 16  # steps along one axis compare up to this many taps
-    reduces: bool = True  # whether axes that one window covers completely are one step, a reduction
     joint_phase_axes: int | None = None  # strided axes whose phases are computed together; None for all
 
 
@@ -50,7 +49,7 @@ def _axis_by_axis(geometry: Geometry, arrangement: Arrangement) -> Iterator[Step
     shape = list(geometry.example_shape)
     axes, taps = list(geometry.axes), 1
     while axes:
-        covered = _covered_axes(axes) if arrangement.reduces and RULES[geometry.ties].one_winner else []
+        covered = _covered_axes(axes) if RULES[geometry.ties].one_winner else []
         if math.prod(axes[i].window for i in covered) > arrangement.direct_taps:
             first = covered[0]
             # With the window as stride, the phases of `backward` are the taps.
