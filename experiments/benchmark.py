@@ -144,7 +144,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Pool]
     command.ROUNDS.add_to(parser, "rounds", 15)
     Size("number of cores to use (Linux)", 1, timing.cores()).add_to(parser, "threads", timing.cores())
     parser.add_argument(
-        "--huge-pages", action="store_true", help="use huge pages for new memory, for all contenders (Linux)"
+        "--huge-pages", action="store_true", help="use huge pages for new memory, for all methods (Linux)"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to a file")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw them as bars")

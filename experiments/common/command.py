@@ -43,7 +43,7 @@ class Size(NamedTuple):
         )
 
 
-ROUNDS = Size("timed rounds of each contender", 1, 1_000)
+ROUNDS = Size("timing rounds per method", 1, 1_000)
 
 
 def experiment(
