@@ -66,6 +66,8 @@ REFUSED = [
     ("relatives", "--rounds 0", "argument --rounds: must be between 1 and 1,000; got 0"),
     ("training_step", "--rounds 1001", "argument --rounds: must be between 1 and 1,000; got 1001"),
     ("microbatches", "--rounds 1001", "argument --rounds: must be between 1 and 1,000; got 1001"),
+    ("models", "--rounds 0", "argument --rounds: must be between 1 and 1,000; got 0"),
+    ("models", "--shapes alexnot", "argument --shapes: no network has such a name; the names are MNIST, Flax, MNIST,"),
     ("benchmark", "--rounds 1001", "argument --rounds: must be between 1 and 1,000; got 1001"),
     ("benchmark", "--threads 99999", f"argument --threads: must be between 1 and {timing.cores()}; got 99999"),
     ("benchmark", "--png directory.png", "argument --png: directory.png cannot be written: Is a directory"),
