@@ -130,6 +130,14 @@ def test_pictures_that_cannot_be_written_do_not_lose_the_accuracy(options, tmp_p
 # --- signals ---
 
 
+@pytest.fixture
+def _hangups_are_not_ignored():
+    """`nohup pytest` ignores them, and then the main job does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def interrupted(monkeypatch, *numbers):
     """Sends these signals in the second step."""
     steps = []
@@ -144,6 +152,7 @@ def interrupted(monkeypatch, *numbers):
     monkeypatch.setattr(cluster, "split", split)
 
 
+@pytest.mark.usefixtures("_hangups_are_not_ignored")
 @pytest.mark.parametrize(
     ("numbers", "status"), [([signal.SIGHUP], 129), ([signal.SIGINT] * 5, 130), ([signal.SIGTERM, signal.SIGINT], 143)]
 )
