@@ -158,7 +158,7 @@ main = command.experiment(
     measure,
     picture,
     steps=Size("training steps", 1, 1_000),
-    points=Size("steps at which all digits are evaluated, or every step if there are fewer", 2, 1_001),
+    points=Size("number of steps at which all digits are evaluated; every step if there are fewer steps", 2, 1_001),
     draws=Size("digits drawn to compare batch sizes", SIZES[-1], 100 * SIZES[-1], SIZES[-1]),
 )
 

@@ -22,7 +22,7 @@ def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def backward(argmax: jax.Array, cotangents: jax.Array) -> tuple[jax.Array]:
-    """Passes every cotangent back to the element that won: for m = max(a, b), J_a = J_m if a > b, else 0."""
+    """Passes every cotangent back to its winner: if a wins m = max(a, b), then J_a = J_m and J_b = 0 (J_x is dJ/dx)."""
     windows = jnp.where(jnp.arange(4) == argmax[..., None], cotangents[..., None], 0)
     height, width = argmax.shape
     return (windows.reshape(height, width, 2, 2).swapaxes(1, 2).reshape(2 * height, 2 * width),)

@@ -264,11 +264,11 @@ main = command.experiment(
     measure,
     picture,
     rounds=command.ROUNDS,
-    examples=Size("measured: examples of a step on each of 8 devices", 1, 128),
+    examples=Size("measured: examples on each device when 8 devices share a step", 1, 128),
     batch=Size("predicted: examples on each device", 1, 1_000_000),
     total=Size("predicted: examples of a step, for strong scaling", CLUSTER[-1], 10**6 * CLUSTER[-1], CLUSTER[-1]),
     example=Size("predicted: milliseconds that a device takes per example", *RANGE),
-    memory=Size("predicted: GiB of a device", 0.25, 1_000_000),
+    memory=Size("predicted: memory of a device in GiB", 0.25, 1_000_000),
     bandwidth=Size("predicted: GB/s that a device sends while it receives as much", *RANGE),
     latency=Size("predicted: microseconds per hop from device to device", *RANGE),
 )

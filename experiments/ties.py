@@ -154,7 +154,8 @@ main = command.experiment(
     picture,
     seeds=Size("training runs with every rule", 1, 100),
     steps=Size("steps of each run", 1, 10_000),
-    pixels=Size("side of the cropped photographs", 6, 640),  # a convolution of 5 x 5 leaves one window; their width
+    # A convolution of 5 x 5 leaves one window of 6 pixels; the photographs are 640 wide.
+    pixels=Size("side of the cropped photographs in pixels", 6, 640),
 )
 
 if __name__ == "__main__":

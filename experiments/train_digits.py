@@ -205,7 +205,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="optax optimiser; sgd has momentum 0.9")
     rates = ", ".join(f"{name} {rate}" for name, (_, rate) in OPTIMIZERS.items())
     parser.add_argument("--learning-rate", type=positive(float), help=f"peak of the cosine schedule (default: {rates})")
-    parser.add_argument("--seed", type=natural, default=0, help="random seed of weights, order and shifts")
+    parser.add_argument("--seed", type=natural, default=0, help="random seed for weights, data order and shifts")
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -223,7 +223,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     at_once.add_argument(
         "--processes", type=positive(int), metavar="N", default=1, help="processes that share every batch"
     )
-    at_once.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, as the others can reach it")
+    at_once.add_argument("--coordinator", metavar="HOST:PORT", help="address at which the others reach process 0")
     at_once.add_argument("--process-id", type=natural, metavar="I", default=0, help="number of this process, from 0")
     lasting = parser.add_argument_group("long runs")
     lasting.add_argument(

@@ -24,8 +24,8 @@ def per_example_value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     """Maps the loss of ONE example to the loss and gradient of every example of a batch, each computed separately.
 
-    Nothing is averaged: the gradient of example i depends on example i only, also through a max pooling layer, where
-    every example has its own winners. `mean_over_examples` takes the mean.
+    Nothing is averaged: the gradient of example i depends only on example i. This also holds for a max pooling layer,
+    where every example has its own winners (the elements that hold the maximum). `mean_over_examples` takes the mean.
 
     Args:
       loss: `loss(params, *example) -> scalar`, or `-> (scalar, aux)` with `has_aux`; params a pytree of float arrays.

@@ -64,7 +64,7 @@ def gradient_statistics(
     With g_i the gradient of example i, n = mean |g_i|^2 and m = |mean g_i|^2,
 
         noise_trace = (n - m) B / (B - 1)    the trace of the covariance of one example's gradient (ddof = 1)
-        signal      = (B m - n) / (B - 1)    the squared norm of the gradient that a mean over all data would have
+        signal      = (B m - n) / (B - 1)    the squared norm of the true gradient, the mean over all data
         noise_scale = noise_trace / signal   the batch size at which noise and signal of the mean gradient are equal
 
     The first two are unbiased estimates, so signal may be negative, and is returned as it is: average

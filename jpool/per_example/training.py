@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step, with a copy of params: donating the state leaves the caller's intact.
+        """The state before the first step, with a copy of params, so that donating the state keeps the caller's params.
 
         Raises:
           TypeError: optimizer is not an optax optimiser, or params holds anything but floats.
@@ -86,9 +86,9 @@ def make_train_step(
     Returns:
       `step(state, *batch, weights=None) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of
       the batch has the examples on its first axis, may be given by keyword, and weights (B,) of zeros and ones leave
-      examples out exactly. Weights that are all zero are refused; traced ones, in your own `jax.jit`, make no step: the
-      state stays as it is, and loss and gradient_norm are nan. The state is donated: its buffers are reused and must
-      not be read again. Compiled once per shape of the batch. With a mesh, state and batch may be anywhere; the
+      examples out exactly. Weights that are all zero are refused. Inside your own `jax.jit` they cannot be checked: then
+      the state does not change, and loss and gradient_norm are nan. The state is donated: its buffers are reused and
+      must not be read again. Compiled once per shape of the batch. With a mesh, state and batch may be anywhere; the
       returned state is on all devices, and an array of the batch that is split over them already is not moved.
       `step.lower` and other attributes are those of the jitted function.
 

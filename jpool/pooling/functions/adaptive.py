@@ -44,7 +44,7 @@ def adaptive_max_pool(
       The maxima, with the dtype and layout of x; the spatial shape is output_shape.
 
     Raises:
-      TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
+      TypeError: x is not an array of real numbers, or another argument is not of the type above (a traced one is not).
       ValueError: an argument has a wrong length or sign, x has a wrong rank (a batch without `jax.vmap`, say) or an
         empty spatial axis, or there are more than 2**24 windows along an axis that they do not divide evenly.
 

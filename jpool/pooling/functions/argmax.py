@@ -51,7 +51,7 @@ def max_pool_with_argmax(
         `convert_argmax` converts it to TensorFlow's and ONNX's numbering, `max_unpool` takes it.
 
     Raises:
-      TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
+      TypeError: x is not an array of real numbers, or another argument is not of the type above (a traced one is not).
       ValueError: an argument, or the rank of x, is invalid, or the spatial grid has more than
         2**31 elements.
 

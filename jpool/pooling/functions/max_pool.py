@@ -39,8 +39,9 @@ def max_pool(
     subnormal numbers                         compared as the device compares them (XLA:CPU and TPU: equal to zero)
     ========================================  =========================================================================
 
-    The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element (uint8 for windows
-    of up to 255 taps, uint16 up to 65,535, else uint32), and neither pass scatters, so it is deterministic.
+    The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element: uint8 for windows
+    of up to 255 taps (positions of a window), uint16 up to 65,535, else uint32. Neither pass scatters, so it is
+    deterministic.
 
     JAX refuses forward mode of a `jax.custom_vjp`: `jax.jvp`, `jax.jacfwd`, the map that
     `jax.linearize` returns, and reverse over forward such as `jax.jacrev(jax.jacfwd(f))`, raise a TypeError.
@@ -80,8 +81,8 @@ def max_pool(
       `(n + low + high - (window - 1) * dilation - 1) // stride + 1` windows, rounded up with `ceil_mode`, else down.
 
     Raises:
-      TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
-      ValueError: an argument has the wrong length, sign or word, x has the wrong rank (a batch without `jax.vmap`,
+      TypeError: x is not an array of real numbers, or another argument is not of the type above (a traced one is not).
+      ValueError: an argument has the wrong length, sign or name, x has the wrong rank (a batch without `jax.vmap`,
         say), or a window is larger than the padded input.
 
     Example:
@@ -138,7 +139,7 @@ def min_pool(
       The minima, with the dtype and layout of x.
 
     Raises:
-      TypeError: x is not an array of real numbers, or an argument is not of the type above (traced values included).
+      TypeError: x is not an array of real numbers, or another argument is not of the type above (a traced one is not).
       ValueError: an argument, or the rank of x, is invalid.
 
     Example:

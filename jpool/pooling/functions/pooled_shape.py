@@ -30,7 +30,7 @@ def pooled_shape(
 
     Raises:
       TypeError: an argument is not of the type above.
-      ValueError: an argument has a wrong length, sign or word, or a window is larger than the padded input.
+      ValueError: an argument has a wrong length, sign or name, or a window is larger than the padded input.
 
     Example:
       >>> import jpool
