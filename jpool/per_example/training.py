@@ -86,7 +86,7 @@ def make_train_step(
     Returns:
       `step(state, *batch, weights=None) -> (state, metrics)`, state a `TrainState`, metrics a `Metrics`; every array of
       the batch has the examples on its first axis, may be given by keyword, and weights (B,) of zeros and ones leave
-      examples out exactly. Weights that are all zero are refused. Inside your own `jax.jit` they cannot be checked: then
+      examples out exactly. Weights that are all zero are refused. Inside your own `jax.jit` they are not checked: then
       the state does not change, and loss and gradient_norm are nan. The state is donated: its buffers are reused and
       must not be read again. Compiled once per shape of the batch. With a mesh, state and batch may be anywhere; the
       returned state is on all devices, and an array of the batch that is split over them already is not moved.
