@@ -123,7 +123,7 @@ def picture(rows: dict[str, Row], about: str) -> Figure:
     axes.invert_yaxis()
     style.tidy(axes, xlabel="time with the framework's pooling / time with jpool's (higher is better for jpool)")
     figure.suptitle(f"Whole training steps; {about}", fontsize=8, x=0.01, ha="left")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
     return figure
 
 

@@ -133,7 +133,8 @@ def picture(results: Results) -> Figure:
     left.plot(results.steps, scale, label=f"from all {DIGITS:,} digits", **all_digits)
     left.plot(results.steps[1:], results.running[1:], label=f"from training's own batches of {BATCH}", **batches)
     left.axhline(BATCH, color="gray", linewidth=1, linestyle=":", label=f"the batch that is used, {BATCH}")
-    title = f"noise scale, the batch size that it suggests:\n{scale[0]:.0f} at first, {scale[-1]:.0f} at the end"
+    end = np.median(scale[-5:])
+    title = f"noise scale, the batch size that it suggests:\n{scale[0]:.0f} at first, about {end:.0f} towards the end"
     style.tidy(left, title, xlabel="step", ylabel="examples", yscale="log")
     left.legend()
     sizes = np.geomspace(SIZES[0], SIZES[-1])
