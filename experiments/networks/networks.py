@@ -227,4 +227,4 @@ NETWORKS = {
 def missing_frameworks(names: Iterable[str]) -> str:
     """The frameworks that these networks need and that are not installed; an empty text if there are none."""
     needed = dict.fromkeys(NETWORKS[name].framework for name in names)
-    return " and ".join(framework for framework in needed if not importlib.util.find_spec(framework))
+    return ", ".join(framework for framework in needed if not importlib.util.find_spec(framework))

@@ -119,7 +119,7 @@ def test_training_steps_need_frameworks(capsys, monkeypatch):
     monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         programs.main(["--models"])
-    assert "error: argument --models: needs equinox and flax, of the extra `peers`" in capsys.readouterr().err
+    assert "error: argument --models: needs flax, equinox, haiku, of the extra `peers`" in capsys.readouterr().err
 
 
 def test_a_file_that_can_be_written_stays_as_it_is(tmp_path):

@@ -60,4 +60,4 @@ def test_frameworks_that_are_missing_are_named(monkeypatch, capsys):
         models.main(["--shapes", "MNIST"])
     sentence = "error: needs equinox, of the extra `peers`: pip install -e '.[experiments,peers]'"
     assert sentence in " ".join(capsys.readouterr().err.split())
-    assert networks.missing_frameworks(["MNIST, Equinox", "LeNet, Haiku", "VGG"]) == "equinox and haiku"
+    assert networks.missing_frameworks(["MNIST, Equinox", "LeNet, Haiku", "VGG"]) == "equinox, haiku"
