@@ -173,4 +173,33 @@ def in_torch(code, x):
 
 
 def test_there_are_lines_for_every_framework():
-    assert len(LINES) == 8
+    assert len(LINES) == 9
+
+
+def test_an_equinox_model_in_a_train_step():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.Sequential([eqx.nn.Linear(4, 6, key=jax.random.key(0)), eqx.nn.Lambda(jax.nn.relu)])
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    check_train_step(params, lambda params, x, y: ((eqx.combine(params, static)(x) - y) ** 2).sum())
+
+
+def test_an_nnx_model_in_a_train_step():
+    nnx = pytest.importorskip("flax.nnx")
+    layers = nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.BatchNorm(6, rngs=nnx.Rngs(0)), nnx.relu
+    model = nnx.Sequential(*layers)
+    model.eval()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    check_train_step(
+        params, lambda params, x, y: ((nnx.merge(graphdef, params, rest, copy=True)(x[None])[0] - y) ** 2).sum()
+    )
+
+
+def check_train_step(params, loss):
+    optimizer = optax.chain(jpool.mean_over_examples(), optax.sgd(0.01))
+    step, state = jpool.make_train_step(loss, optimizer), jpool.TrainState.create(params, optimizer)
+    xs, ys = jax.random.normal(jax.random.key(1), (5, 4)), jnp.ones((5, 6))
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, xs, ys)
+        losses.append(metrics.loss.item())
+    assert losses == sorted(losses, reverse=True)

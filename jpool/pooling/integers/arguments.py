@@ -172,8 +172,10 @@ def _way_out(
         many = {1: "For a batch use jax.vmap", 2: "With two batch axes use jax.vmap twice"}.get(
             additional, f"With {additional} batch axes use jax.vmap {additional} times"
         )
-        leaves_out = " spatial_shape leaves out batch and channels." if argument == "spatial_shape" else ""
-        return f"{many}: {mapped}{batch}.{leaves_out}"
+        more = {"spatial_shape": " spatial_shape leaves out batch and channels."}.get(argument, "")
+        if channel_axis == -1:
+            more += " If the channels come first (PyTorch, Equinox), add channel_axis=0."
+        return f"{many}: {mapped}{batch}.{more}"
     entries = f"{argument} has one entry per spatial axis: leave "
     if channel_axis is None:
         return f"{entries}batch and channels out of it."
