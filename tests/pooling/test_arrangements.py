@@ -69,7 +69,8 @@ def test_large_windows_of_every_rule_on_every_arrangement(ties, compiled_quickly
 @pytest.mark.parametrize("minimum", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "int8", "uint32"])
 @pytest.mark.parametrize(
-    ("shape", "window", "padding"), [((40, 3), (40,), 0), ((10, 12, 3), (10, 11), ((0, 0), (5, 5)))]
+    ("shape", "window", "padding"),
+    [((40, 3), (40,), 0), ((10, 12, 3), (10, 11), ((0, 0), (5, 5))), ((10, 2, 11, 3), (10, 1, 11), 0)],
 )
 def test_axes_that_one_window_covers(shape, window, padding, dtype, minimum, ties, compiled_quickly):
     """A reduction on every platform, on CPUs two; also after a step with padding. Zeros keep the sign of the winner."""

@@ -31,6 +31,7 @@ class Arrangement(NamedTuple):
 
     direct_taps: int = 9  # windows of up to this many taps are one step; the same everywhere: saved masks depend on it
     axis_taps: int = 16  # steps along one axis compare up to this many taps
+    reduces: bool = True  # whether axes that one window covers completely are one step, a reduction
     joint_phase_axes: int | None = None  # strided axes whose phases are computed together; None for all
 
 
@@ -49,7 +50,7 @@ def _axis_by_axis(geometry: Geometry, arrangement: Arrangement) -> Iterator[Step
     shape = list(geometry.example_shape)
     axes, taps = list(geometry.axes), 1
     while axes:
-        covered = _covered_axes(axes) if RULES[geometry.ties].one_winner else []
+        covered = _covered_axes(axes) if arrangement.reduces and RULES[geometry.ties].one_winner else []
         if math.prod(axes[i].window for i in covered) > arrangement.direct_taps:
             first = covered[0]
             # With the window as stride, the phases of `backward` are the taps.
@@ -69,13 +70,13 @@ def _axis_by_axis(geometry: Geometry, arrangement: Arrangement) -> Iterator[Step
 
 
 def _covered_axes(axes: list[Axis]) -> list[int]:
-    """The axes that one window covers completely, from the last axis back to the first that is not covered."""
+    """Neighbouring axes that one window covers completely; after them only axes that are not pooled."""
     covered: list[int] = []
     for i in reversed(range(len(axes))):
         axis = axes[i]
         if axis.output == 1 and axis.window == axis.size and axis.low == 0 and axis.dilation == 1:
             covered.append(i)
-        elif not axis.is_identity:
+        elif covered or not axis.is_identity:
             break
     return sorted(covered)
 
