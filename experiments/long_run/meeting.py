@@ -88,7 +88,7 @@ def gather(coordinator: str, port: int, processes: int, timeout: float) -> dict[
     partners: dict[int, Partner] = {}
     until = time.monotonic() + timeout
     with listener:
-        while len(partners) < processes - 1:
+        while len(present(partners)) < processes - 1:
             listener.settimeout(max(0.001, until - time.monotonic()))
             try:
                 partner = Partner(listener.accept()[0])
@@ -105,6 +105,13 @@ def gather(coordinator: str, port: int, processes: int, timeout: float) -> dict[
     return partners
 
 
+def present(partners: dict[int, Partner]) -> dict[int, Partner]:
+    """Forgets the processes that have left; those that are still there."""
+    for number in [number for number, partner in partners.items() if partner.has_left()]:
+        partners.pop(number).close()
+    return partners
+
+
 def admit(partner: Partner, partners: dict[int, Partner], processes: int) -> None:
     """Reads who has connected and answers; other programs that connect are ignored."""
     hello = partner.receive(ANSWER / 4)
@@ -113,8 +120,7 @@ def admit(partner: Partner, partners: dict[int, Partner], processes: int) -> Non
         partner.close()
         return
     number, theirs = numbers
-    if number in partners and partners[number].has_left():
-        partners.pop(number).close()
+    present(partners)
     if theirs != processes:
         partner.send(f"--processes is {processes} in process 0 and {theirs} in process {number}; give all the same")
         partner.close()
