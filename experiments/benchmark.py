@@ -11,13 +11,11 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from experiments.common import command, pools, timing
@@ -49,7 +47,9 @@ MORE = {
 def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms: float) -> Row:
     """All figures of one pool."""
     contenders = pools.contenders(pool, dtype, layout)
-    compiled = {name: compile_ms(contender.program) for name, contender in contenders.items() if contender.program}
+    compiled = {
+        name: timing.compile_anew(contender.program) for name, contender in contenders.items() if contender.program
+    }
     copies = timing.copies(pool.x, dtype)
     forward = timing.medians({name: contender.forward for name, contender in contenders.items()}, rounds)
     both = timing.medians({name: contender.both for name, contender in contenders.items()} | copies, rounds)
@@ -64,7 +64,7 @@ def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms:
         "copy_floor": pool.bytes_moved(itemsize) / copied,
         "arithmetic_floor": pool.operations / operations_per_ms,
         "compile_ms": {name: ms for name, (ms, _) in compiled.items()},
-        "temporary_mb": {name: mb for name, (_, mb) in compiled.items()},
+        "temporary_mb": {name: timing.temporary_mb(program) for name, (_, program) in compiled.items()},
         "gigabytes_per_s": pool.bytes_moved(itemsize) / both["jpool"] / 1e6,
         "copy_gigabytes_per_s": copied / 1e6,
     }
@@ -73,14 +73,6 @@ def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms:
 def times(library: str) -> Callable[[Row], str]:
     """A column of milliseconds; for torch, those of its faster memory layout."""
     return lambda row: f"{row['torch'] if library == 'torch' else row['both'].get(library, math.nan):.2f}"
-
-
-def compile_ms(program: Any) -> tuple[float, float]:
-    """Milliseconds to trace and compile both passes anew, and the megabytes they need besides inputs and results."""
-    jax.clear_caches()
-    start = time.perf_counter()
-    memory = program().compile().memory_analysis()
-    return (time.perf_counter() - start) * 1000, memory.temp_size_in_bytes / 1e6
 
 
 def table(rows: dict[str, Row], columns: dict[str, Any]) -> str:
@@ -101,7 +93,7 @@ def summary(rows: dict[str, Row]) -> str:
         "forward, jpool / lax": [row["forward"]["jpool"] / row["forward"]["lax"] for row in rows.values()],
     }
     lines = [
-        f"{name}: geometric mean {np.exp(np.mean(np.log(values))):.2f}, from {min(values):.2f} to {max(values):.2f}"
+        f"{name}: geometric mean {timing.geometric_mean(values):.2f}, from {min(values):.2f} to {max(values):.2f}"
         for name, values in ratios.items()
         if values and not math.isnan(values[0])
     ]

@@ -10,7 +10,6 @@ results. Needs the extra `peers`.
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -41,15 +40,6 @@ def batch_of(step: Step) -> tuple[jax.Array, jax.Array]:
     return x, jax.random.randint(other, step.labels.shape, 0, step.classes)
 
 
-def compile_anew(step: Step) -> tuple[float, Any]:
-    """Milliseconds to trace and compile a step, and the compiled step."""
-    jax.clear_caches()
-    shapes = step.shapes
-    start = time.perf_counter()
-    compiled = jax.jit(step.step).lower(*shapes).compile()
-    return (time.perf_counter() - start) * 1000, compiled
-
-
 def run_step(program: Any, *arguments: Any) -> None:
     """One step, to its end."""
     jax.block_until_ready(program(*arguments))
@@ -67,7 +57,8 @@ def measure(name: str, network: Network, rounds: int) -> Row:
     """All figures of one network; raises AssertionError if the two steps do not end with the same parameters."""
     examples = network.cpu_batch if jax.default_backend() == "cpu" else None
     steps = {"theirs": network.step(False, examples), "ours": network.step(True, examples)}
-    anew = [{who: compile_anew(step) for who, step in steps.items()} for _ in range(COMPILATIONS)]
+    lowering = {who: partial(jax.jit(step.step).lower, *step.shapes) for who, step in steps.items()}
+    anew = [{who: timing.compile_anew(lower) for who, lower in lowering.items()} for _ in range(COMPILATIONS)]
     programs = {who: program for who, (_, program) in anew[-1].items()}
     states = {who: jax.jit(step.init)(jax.random.key(0)) for who, step in steps.items()}
     batch = batch_of(steps["ours"])
@@ -80,7 +71,7 @@ def measure(name: str, network: Network, rounds: int) -> Row:
     row: Row = {
         "step_ms": timing.medians(calls, rounds),
         "compile_ms": {who: float(np.median([times[who][0] for times in anew])) for who in steps},
-        "temporary_mb": {who: p.memory_analysis().temp_size_in_bytes / 1e6 for who, p in programs.items()},
+        "temporary_mb": {who: timing.temporary_mb(program) for who, program in programs.items()},
         "difference": {"of the update": differs},
     }
     for figure in FIGURES.values():
@@ -93,9 +84,8 @@ def table(rows: dict[str, Row]) -> str:
     heads = [f"{figure}: theirs | jpool's | ratio" for figure in FIGURES]
     lines = [f"| network | {' | '.join(heads)} |", f"|---|{'---:|' * 3 * len(FIGURES)}"]
     for name, row in rows.items():
-        cells = [
-            f"{f['theirs']:,.1f} | {f['ours']:,.1f} | {f['ratio']:.2f}" for f in map(row.get, FIGURES.values()) if f
-        ]
+        figures = [row[figure] for figure in FIGURES.values()]
+        cells = [f"{figure['theirs']:,.1f} | {figure['ours']:,.1f} | {figure['ratio']:.2f}" for figure in figures]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -103,8 +93,7 @@ def table(rows: dict[str, Row]) -> str:
 def means(rows: dict[str, Row]) -> dict[str, float]:
     """The geometric mean of each ratio."""
     return {
-        name: float(np.exp(np.mean([np.log(row[figure]["ratio"]) for row in rows.values()])))
-        for name, figure in FIGURES.items()
+        name: timing.geometric_mean(row[figure]["ratio"] for row in rows.values()) for name, figure in FIGURES.items()
     }
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from experiments.accelerators import compiled
 from experiments.accelerators.questions import Question, questions
-from experiments.common import command, style
+from experiments.common import command, style, timing
 from experiments.networks.networks import NETWORKS, Network, missing_frameworks
 
 KILO = 1000
@@ -106,7 +106,7 @@ def table_of_models(rows: dict[str, Any]) -> str:
         theirs, us = row["theirs"], row["ours"]
         megabytes = f"{theirs['bytes'] / 1e6:,.0f} | {us['bytes'] / 1e6:,.0f} | {row['ratio']:.2f}"
         lines.append(f"| {name} | {megabytes} | {theirs['kernels']} | {us['kernels']} |")
-    mean = np.exp(np.mean([np.log(row["ratio"]) for row in rows.values()]))
+    mean = timing.geometric_mean(row["ratio"] for row in rows.values())
     return "\n".join([*lines, f"\nbytes of all kernels except convolutions, theirs / ours: geometric mean {mean:.2f}"])
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -43,6 +43,24 @@ def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
             if round_number == 1:
                 repeats[name] = max(1, round(SHORTEST / min(times[name])))
     return {name: float(np.median(seconds[2:])) * 1000 for name, seconds in times.items()}
+
+
+def compile_anew(lower: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds to trace and compile a program without what JAX has cached, and the compiled program."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    program = lower().compile()
+    return (time.perf_counter() - start) * 1000, program
+
+
+def temporary_mb(program: Any) -> float:
+    """The megabytes that a compiled program needs besides inputs and results."""
+    return program.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """The mean of ratios, which does not depend on which of the two is divided by the other."""
+    return float(np.exp(np.mean(np.log(list(ratios)))))
 
 
 def copies(shape: tuple[int, ...], dtype: str) -> dict[str, Call]:

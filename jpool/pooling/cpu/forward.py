@@ -30,11 +30,8 @@ def select(geometry: Geometry, x: jax.Array) -> tuple[jax.Array, Winners]:
         inner = winners.pop() if winners and not masks else None
         # The pooling for which ties with padding are resolved: the step, or after the last step the whole pooling.
         finished = step.geometry if masks else geometry if step is all_steps[-1] else None
-        if step.reduced_axes:
-            is_last = step is all_steps[-1]
-            values, step_winners = reductions.select_step(geometry, step, values, inner, x.dtype, is_last)
-        else:
-            values, step_winners = _select_step(geometry, step, values, inner, x.dtype, finished)
+        select_step = reductions.select_step if step.reduced_axes else _select_step
+        values, step_winners = select_step(geometry, step, values, inner, x.dtype, finished)
         winners.append(step_winners)
     return from_bits(values, x.dtype), tuple(winners)
 

@@ -30,7 +30,12 @@ MOST_TAPS = 1 << 30  # marks have 30 bits, beside NO_NAN and the sign
 
 
 def select_step(
-    geometry: Geometry, step: Step, values: jax.Array, inner: jax.Array | None, dtype: np.dtype, is_last: bool
+    geometry: Geometry,
+    step: Step,
+    values: jax.Array,
+    inner: jax.Array | None,
+    dtype: np.dtype,
+    finished: Geometry | None,
 ) -> Candidate:
     """As `forward._select_step`, for a step that reduces axes; for rules with one winner."""
     rule, elements = RULES[geometry.ties], bits_to_accumulator(values, dtype)
@@ -42,7 +47,9 @@ def select_step(
     else:
         value, mark = reduce_axes(geometry, step, elements, inner, padding)
     winners = lax.convert_element_type(mark, rule.winners_dtype(geometry))
-    return to_bits(value, dtype), rule.resolve_padding(geometry, value, winners, padding) if is_last else winners
+    if finished is not None:
+        winners = rule.resolve_padding(finished, value, winners, padding)
+    return to_bits(value, dtype), winners
 
 
 def _one_axis(step: Step, array: jax.Array) -> jax.Array:
