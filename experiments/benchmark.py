@@ -2,9 +2,10 @@
 
     python -m experiments.benchmark
 
-All contenders run in one process, in turn, and every call waits for its result; medians are printed, with two floors.
+All contenders run in one process, in turn, and every timing waits for its results; medians are printed, with floors.
 The copy floor is the time that the fastest copy of x into new memory would take for the bytes that both passes must
-move; the arithmetic floor is the time that their compares, selects and adds would take with all numbers in the cache.
+move; the arithmetic floor, of CPUs only, is the time that their compares, selects and adds would take with all numbers
+in the cache.
 """
 
 import argparse
@@ -29,11 +30,11 @@ RATIOS = {
     "lax / jpool": lambda row: f"{row['both']['lax'] / row['both']['jpool']:.1f}",
     "jpool / torch": lambda row: f"{row['both']['jpool'] / row['torch']:.2f}",
     "jpool / copy floor": lambda row: f"{row['both']['jpool'] / row['copy_floor']:.2f}",
-    "copy floor ms": lambda row: f"{row['copy_floor']:.2f}",
-    "arithmetic floor ms": lambda row: f"{row['arithmetic_floor']:.2f}",
+    "copy floor ms": lambda row: f"{row['copy_floor']:.3f}",
+    "arithmetic floor ms": lambda row: f"{row['arithmetic_floor']:.3f}",
 }
 MORE = {
-    "forward ms": lambda row: f"{row['forward']['jpool']:.2f}",
+    "forward ms": lambda row: f"{row['forward']['jpool']:.3f}",
     "forward, jpool / lax": lambda row: f"{row['forward']['jpool'] / row['forward']['lax']:.2f}",
     "compile ms": lambda row: f"{row['compile_ms']['jpool']:.0f}",
     "compile ms, lax": lambda row: f"{row['compile_ms']['lax']:.0f}",
@@ -72,7 +73,7 @@ def measure(pool: Pool, dtype: str, layout: str, rounds: int, operations_per_ms:
 
 def times(library: str) -> Callable[[Row], str]:
     """A column of milliseconds; for torch, those of its faster memory layout."""
-    return lambda row: f"{row['torch'] if library == 'torch' else row['both'].get(library, math.nan):.2f}"
+    return lambda row: f"{row['torch'] if library == 'torch' else row['both'].get(library, math.nan):.3f}"
 
 
 def table(rows: dict[str, Row], columns: dict[str, Any]) -> str:
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(rows, columns), table(rows, MORE), summary(rows), sep="\n\n")
     if options.json:
         written = {
-            name: row | {"torch": None if math.isnan(row["torch"]) else row["torch"]} for name, row in rows.items()
+            name: {key: None if value != value else value for key, value in row.items()} for name, row in rows.items()
         }
         options.json.write_text(json.dumps({"about": about, "rounds": options.rounds, "pools": written}, indent=1))
     if options.png:

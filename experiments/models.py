@@ -40,11 +40,6 @@ def batch_of(step: Step) -> tuple[jax.Array, jax.Array]:
     return x, jax.random.randint(other, step.labels.shape, 0, step.classes)
 
 
-def run_step(program: Any, *arguments: Any) -> None:
-    """One step, to its end."""
-    jax.block_until_ready(program(*arguments))
-
-
 def difference(start: Any, theirs: Any, ours: Any) -> float:
     """The largest difference of two sets of updated parameters, as a part of the largest update."""
     largest = lambda one, other: max(  # noqa: E731
@@ -65,9 +60,7 @@ def measure(name: str, network: Network, rounds: int) -> Row:
     differs = difference(states["ours"], *(program(states[who], *batch)[0] for who, program in programs.items()))
     if not differs < TOLERANCE:
         raise AssertionError(f"{name}: the updated parameters differ by {differs:.0e} of the update")
-    calls: dict[str, timing.Call] = {
-        who: partial(run_step, program, states[who], *batch) for who, program in programs.items()
-    }
+    calls: dict[str, timing.Call] = {who: partial(program, states[who], *batch) for who, program in programs.items()}
     row: Row = {
         "step_ms": timing.medians(calls, rounds),
         "compile_ms": {who: float(np.median([times[who][0] for times in anew])) for who in steps},

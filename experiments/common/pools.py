@@ -122,13 +122,9 @@ def with_gradient(batched: Batched) -> Any:
 
 
 def jax_contender(batched: Batched, x: jax.Array, ct: jax.Array) -> Contender:
-    """Both programs; each call waits for its result."""
+    """Both programs; the calls do not wait for their results."""
     forward, both = jax.jit(batched), with_gradient(batched)
-    return Contender(
-        lambda: jax.block_until_ready(forward(x)),
-        lambda: jax.block_until_ready(both(x, ct)),
-        lambda: both.lower(x, ct),
-    )
+    return Contender(lambda: forward(x), lambda: both(x, ct), lambda: both.lower(x, ct))
 
 
 def torch_contenders(pool: Pool, x: np.ndarray, ct: np.ndarray, dtype: str, layout: str) -> dict[str, Contender]:
@@ -153,16 +149,13 @@ def torch_contenders(pool: Pool, x: np.ndarray, ct: np.ndarray, dtype: str, layo
             .contiguous(memory_format=memory_format) for array in (x, ct)
         )  # fmt: skip
         image.requires_grad_(True)
-        wait = torch.cuda.synchronize if on_gpu else lambda: None
 
-        def forward() -> None:
+        def forward() -> Any:
             with torch.no_grad():
-                function(image, pool.window, pool.stride, pool.pad)
-            wait()
+                return function(image, pool.window, pool.stride, pool.pad)
 
-        def both() -> None:
-            torch.autograd.grad(function(image, pool.window, pool.stride, pool.pad), image, cotangent)
-            wait()
+        def both() -> Any:
+            return torch.autograd.grad(function(image, pool.window, pool.stride, pool.pad), image, cotangent)
 
         return Contender(forward, both)
 

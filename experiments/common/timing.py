@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import sys
@@ -27,22 +28,41 @@ def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
 
     What counts is the steady state, as in a loop. So each timing follows calls that do not count, which wake up threads
     and replace the memory, of other sizes, that the previous contender left behind. Short calls are timed together.
+
+    A call returns its result. A CPU waits for it before the next call. A GPU or TPU is given all calls that are timed
+    together, and then waited for: so the time is the device's, unless Python takes longer to start a program.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
     for round_number in range(rounds + 2):
         for name, call in calls.items():
             time.sleep(PAUSE)
-            for _ in range(repeats[name]):
-                call()
+            run(call, repeats[name])
             start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
+            run(call, repeats[name])
             taken = time.perf_counter() - start
             times[name].append(taken / repeats[name])
             if round_number == 1:
                 repeats[name] = max(1, round(SHORTEST / min(times[name])))
     return {name: float(np.median(seconds[2:])) * 1000 for name, seconds in times.items()}
+
+
+def run(call: Call, repeats: int) -> None:
+    """Calls `repeats` times, and returns when the results are there."""
+    in_turn = jax.default_backend() == "cpu"
+    for i in range(repeats):
+        result = call()
+        if in_turn or i == repeats - 1:
+            wait(result)
+
+
+def wait(result: Any) -> None:
+    """Returns when a result of JAX or torch has been computed."""
+    jax.block_until_ready(result)
+    if any(getattr(leaf, "is_cuda", False) for leaf in jax.tree.leaves(result)):
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def compile_anew(lower: Callable[[], Any]) -> tuple[float, Any]:
@@ -67,7 +87,7 @@ def copies(shape: tuple[int, ...], dtype: str) -> dict[str, Call]:
     """Copies of an array into new memory; the fastest gives the bandwidth of the machine."""
     x = jnp.ones(shape, dtype)
     add = jax.jit(lambda x: x + 1)
-    calls: dict[str, Call] = {"copy by jax": lambda: jax.block_until_ready(add(x))}
+    calls: dict[str, Call] = {"copy by jax": lambda: add(x)}
     if jax.default_backend() == "cpu":
         in_numpy = np.ones(shape, np.dtype(jnp.dtype(dtype)))
         calls["copy by NumPy"] = in_numpy.copy
@@ -79,7 +99,12 @@ def copies(shape: tuple[int, ...], dtype: str) -> dict[str, Call]:
 
 
 def operations_per_ms(seconds: float = 0.2) -> float:
-    """Compares and selects per millisecond, compiled by XLA, on float32 numbers that stay in the nearest cache."""
+    """Compares and selects per millisecond, compiled by XLA, on float32 numbers that stay in the nearest cache.
+
+    Only a CPU is measured, on all its cores; for other devices the result is NaN.
+    """
+    if jax.default_backend() != "cpu":
+        return math.nan
     rounds, size = 64, 1 << 13
 
     @jax.jit
