@@ -54,9 +54,9 @@ def test_values_and_gradients_of_every_rule_equal_the_oracle(name, minimum):
         values, gradient = (batch[i] for batch in results[ties])
         np.testing.assert_array_equal(values, expected, strict=True)
         shares = oracle.share(xs[i].shape, winners, ct[i])
-        if max(map(len, winners.ravel()), default=0) <= 16:
+        if max(map(len, winners.ravel()), default=0) <= 16 and (ties != "split" or jax.default_backend() == "cpu"):
             np.testing.assert_array_equal(gradient, shares.astype(np.float32), strict=True)
-        else:  # shares and their sums are rounded
+        else:  # shares and their sums are rounded, on a GPU also the division of whole numbers
             np.testing.assert_allclose(gradient, shares, rtol=1e-6, atol=MULTIPLE * 1e-6)
 
 

@@ -56,8 +56,9 @@ def route(geometry: Geometry, winners: Winners, ct: jax.Array, arrangement: Arra
     Returns:
       The cotangent of the example, shape `geometry.example_shape`, dtype of ct.
     """
-    sums = to_accumulator(ct)
+    sums = ct if ct.dtype.itemsize > 1 else to_accumulator(ct)  # XLA:GPU cannot pad floats of 4 bits
     if RULES[geometry.ties].masks:
+        sums = to_accumulator(ct)
         sums = lax.div(sums, count_tied(geometry, winners, sums.dtype, arrangement))
     for step, step_winners in winners_by_step(geometry, winners, arrangement):
         sums = _windows_to_elements(step, arrangement, _cotangent, step_winners, sums, combine=lax.add, init_value=0)
@@ -124,7 +125,7 @@ def _windows_to_elements(
         for shift, taps in group.taps.items():
             won = rule.won(step, repeated[0], taps, group.by_phase)
             kept = lax.select(won, contribution(group, taps, *repeated), otherwise)
-            aligned.append(group.align(kept, shift, init_value))
+            aligned.append(to_accumulator(group.align(kept, shift, init_value)))  # reads and selects are narrow
         parts.append(group.interleave(reduce(combine, aligned), init_value))
     # Without a covered element there are no parts.
     return reduce(combine, parts or [lax.full(step.geometry.example_shape, init_value, (winners, *arrays)[-1].dtype)])
