@@ -26,7 +26,10 @@ from experiments.networks.networks import NETWORKS, Network, missing_frameworks
 from experiments.networks.steps import Step
 
 COMPILATIONS = 3  # of each step; the median counts
-TOLERANCE = 1e-4  # the largest difference of the updated parameters, as a part of the largest update
+# The largest difference of the updated parameters, as a part of the largest update. GPUs and TPUs round the factors of
+# matrix products and convolutions to 11 bits or fewer.
+TOLERANCE = 1e-4
+TOLERANCE_ON_ACCELERATORS = 5e-3
 Row = dict[str, dict[str, float]]  # by figure: of the framework ("theirs"), of jpool ("ours"), and the ratio
 
 FIGURES = {"step ms": "step_ms", "trace + compile ms": "compile_ms", "temporary MB": "temporary_mb"}
@@ -58,7 +61,7 @@ def measure(name: str, network: Network, rounds: int) -> Row:
     states = {who: jax.jit(step.init)(jax.random.key(0)) for who, step in steps.items()}
     batch = batch_of(steps["ours"])
     differs = difference(states["ours"], *(program(states[who], *batch)[0] for who, program in programs.items()))
-    if not differs < TOLERANCE:
+    if not differs < (TOLERANCE if jax.default_backend() == "cpu" else TOLERANCE_ON_ACCELERATORS):
         raise AssertionError(f"{name}: the updated parameters differ by {differs:.0e} of the update")
     calls: dict[str, timing.Call] = {who: partial(program, states[who], *batch) for who, program in programs.items()}
     row: Row = {
