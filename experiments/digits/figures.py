@@ -118,20 +118,22 @@ def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
         ]
         ratios = [ms / row["jpool"] for ms, row in zip(fastest, times.values(), strict=True)]
         drawn = axes.barh(positions + 0.38 * i, ratios, 0.36, color=colour, label=library)
-        texts = axes.bar_label(drawn, [f"{ms:.1f} ms" if ms == ms else "" for ms in fastest], padding=4, fontsize=8)
+        texts = axes.bar_label(drawn, [f"{ms:.3g} ms" if ms == ms else "" for ms in fastest], padding=4, fontsize=8)
         for text in texts:
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.axvline(1, color="black", linewidth=1, label="jpool")
     axes.set_yticks(
-        positions + 0.19, [f"{name}\njpool: {row['jpool']:.2f} ms" for name, row in times.items()], fontsize=8
+        positions + 0.19, [f"{name}\njpool: {row['jpool']:.3g} ms" for name, row in times.items()], fontsize=8
     )
     axes.set(
         xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's (lower is better)"
     )
     axes.xaxis.set_major_formatter("{x:g}")
+    if axes.get_xlim()[1] < 10:
+        axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_title(about, fontsize=8, loc="left")
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside lower right", ncols=3, frameon=False)
     style.save(figure, path)

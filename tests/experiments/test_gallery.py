@@ -141,10 +141,9 @@ def test_averaged_errors_multiply_mean_errors_and_mean_inputs():
 
 def test_likeness_of_a_gradient_with_itself_is_1():
     params = layers.init(jax.random.key(0), linearity.WIDTHS)
-    cosine, norm = wrong_averages.likeness(
-        linearity.MLP, shortcuts.of_mean_loss, params, jnp.ones((2, 28, 28)), jnp.array([1, 2])
-    )
-    np.testing.assert_allclose((cosine, norm), 1, rtol=1e-5)
+    batch = jnp.ones((2, 28, 28)), jnp.array([1, 2])
+    likenesses = wrong_averages.likenesses(linearity.MLP, shortcuts.of_mean_loss, [params], [batch], [0])
+    np.testing.assert_allclose(likenesses, [[1, 1]], rtol=1e-5)
 
 
 # --- Caffe ---
