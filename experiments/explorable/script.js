@@ -61,7 +61,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const range = (arrays) => [Math.min, Math.max].map((most) => most(...arrays.map((array) => most(...array))));
 const largest = (arrays) => Math.max(...range(arrays).map(Math.abs));
 const norm = (array) => Math.hypot(...array);
-const short = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
+const MINUS = "\u2212", short = (value) => String(Number(value.toPrecision(3))).replace("-", MINUS);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
@@ -92,13 +92,13 @@ function draw(canvas, values, side, colour, text, over = () => {}) {
   over(pen, (i) => [k * (i % side), k * Math.floor(i / side), k]);
 }
 function box(pen, [x, y, k], elements = 1) {
-  for (const [colour, width] of [[css("paper"), 9], [css("chosen"), 5]]) {
+  for (const [colour, width] of [[css("dark"), 9], [css("chosen"), 5]]) {
     Object.assign(pen, { strokeStyle: colour, lineWidth: width });
     pen.strokeRect(x, y, k * elements, k * elements);
   }
 }
 function dots(pen, at, elements) {
-  Object.assign(pen, { fillStyle: css("winner"), strokeStyle: css("paper"), lineWidth: 1.5 });
+  Object.assign(pen, { fillStyle: css("winner"), strokeStyle: css("dark"), lineWidth: 1.5 });
   pen.beginPath();
   for (const [x, y, k] of elements.map(at)) {
     pen.moveTo(x + 0.75 * k, y + k / 2);
@@ -118,6 +118,13 @@ function hatch(pen, [x, y, k]) {
     pen.lineTo(x + k * Math.min(part, 1), y + k * Math.max(part - 1, 0));
   }
   pen.stroke();
+}
+function drawKernel(canvas, values, colour, text) { // with signs, for readers who do not see the colours
+  draw(canvas, values, KERNEL, colour, text, (pen, at) => values.forEach((value, i) => {
+    const [x, y, k] = at(i);
+    Object.assign(pen, { fillStyle: css("text"), font: "28px sans-serif", textAlign: "center" });
+    if (value) pen.fillText(value > 0 ? "+" : MINUS, x + k / 2, y + k / 2 + 10);
+  }));
 }
 function drawDigit(canvas, i, over) {
   draw(canvas, images[i], DIGIT, ink(), `Example ${i + 1}: a handwritten ${data.labels[i]}.`, over);
@@ -163,9 +170,9 @@ function drawWindow() {
   $("plane").innerHTML = parts + point + arrow(a, b, toA, toB, css("text"), 0.07);
   const reason = a === b ? "a = b: there is no derivative, and the rule decides" : `${a > b ? "a" : "b"} is larger`;
   const [m, ...parted] = [Math.max(a, b), toA, toB].map(short);
-  const said = `a = ${short(a)}, b = ${short(b)}: m = ${m}. J_a = ${parted[0]}, J_b = ${parted[1]}: ${reason}.`;
-  $("said-window").textContent = said;
-  $("plane").setAttribute("aria-label", `The plane of a and b. ${said}`);
+  const said = `a = ${short(a)}, b = ${short(b)}: m = ${m}. J<sub>a</sub> = ${parted[0]}, J<sub>b</sub> = ${parted[1]}: ${reason}.`;
+  $("said-window").innerHTML = said;
+  $("plane").setAttribute("aria-label", `The plane of a and b. ${$("said-window").textContent}`);
 }
 
 function drawOne() {
@@ -212,7 +219,7 @@ const LANE = { digit: 1, "feature map": 1, "routed cotangents": 2, "gradient of 
 const LANES = [LANE, LANE, LANE, LANE, { "mean gradient of all": 3, "filter after the step": 4 }];
 const picture = ([name, stage]) =>
   `<figure data-stage="${stage}"><canvas role="img"></canvas><figcaption>${name}</figcaption></figure>`;
-$("lanes").innerHTML = LANES.map((lane) => `<div>${Object.entries(lane).map(picture).join("")}</div>`).join("");
+$("lanes").innerHTML = LANES.map((lane) => `<div role="group">${Object.entries(lane).map(picture).join("")}</div>`).join("");
 
 function drawOrder() {
   const first = Math.min(state.example, count - 3) - 1, mean = means.at(-1);
@@ -222,10 +229,12 @@ function drawOrder() {
     drawDigit(digit, i);
     drawMap(map, i);
     drawRouted(routed, i);
-    draw(gradient, gradients[i], KERNEL, small(gradients), text);
+    drawKernel(gradient, gradients[i], small(gradients), text);
+    $("lanes").children[lane].setAttribute("aria-label", `Example ${i + 1}`);
+    digit.nextSibling.textContent = `example ${i + 1}`;
   });
-  draw(last[0], mean, KERNEL, small(means), `The mean of ${count} gradients, of norm ${short(norm(mean))}`);
-  draw(last[1], afterStep(mean, state.rate), KERNEL, signed(largest([filter])), "The filter after the step");
+  drawKernel(last[0], mean, small(means), `The mean of ${count} gradients, of norm ${short(norm(mean))}`);
+  drawKernel(last[1], afterStep(mean, state.rate), signed(largest([filter])), "The filter after the step");
   for (const figure of $("lanes").querySelectorAll("figure")) {
     figure.classList.toggle("later", figure.dataset.stage > state.stage);
   }
@@ -245,15 +254,18 @@ function drawAngles() {
 }
 
 function drawStep() {
-  const n = state.example, mean = means[n - 1], after = afterStep(mean, state.rate), colour = signed(largest([filter]));
+  const n = state.example, mean = means[n - 1], size = norm(full), of = n === 1 ? "1 gradient" : `${n} gradients`;
+  const cosine = mean.reduce((sum, slope, i) => sum + slope * full[i], 0) / norm(mean) / size;
+  const after = afterStep(mean, state.rate), colour = signed(largest([filter]));
   $("said-step").textContent =
-    `The mean of ${n} is ${short(distances[n - 1])} from the gradient over all digits, whose norm is ` +
-    `${short(norm(full))}; ${short(Math.sqrt(data.noise / n))} is expected. A step with learning rate ${state.rate} ` +
-    `changes the filter by ${short(state.rate * norm(mean))}; its norm is ${short(norm(filter))}.`;
-  draw($("before"), filter, KERNEL, colour, "The filter before the step.");
-  draw($("mean"), mean, KERNEL, small(means), `The mean gradient of ${n} examples.`);
-  draw($("full"), full, KERNEL, small(means), "The gradient over all digits.");
-  draw($("after"), after, KERNEL, colour, `The filter after a step with learning rate ${state.rate}.`);
+    `The mean of ${of} is ${short(distances[n - 1])} from the gradient over all digits, whose norm is ${short(size)} ` +
+    `(root mean square over all batches: ${short(Math.sqrt(data.noise / n))}). Its direction is ` +
+    `${cosine > 0.9 ? "nearly right" : cosine > 0 ? "partly right" : "wrong"}, cosine ${cosine.toFixed(2).replace("-", MINUS)}. ` +
+    `A step with learning rate ${state.rate} changes the filter, of norm ${short(norm(filter))}, by ${short(state.rate * norm(mean))}.`;
+  drawKernel($("before"), filter, colour, "The filter before the step.");
+  drawKernel($("mean"), mean, small(means), `The mean gradient of ${n} examples.`);
+  drawKernel($("full"), full, small(means), "The gradient over all digits.");
+  drawKernel($("after"), after, colour, `The filter after a step with learning rate ${state.rate}.`);
   drawNoise(n);
 }
 function drawNoise(n) { // a chart of the distances, with the expected ones
@@ -273,7 +285,7 @@ function drawNoise(n) { // a chart of the distances, with the expected ones
     curve(distances, `stroke="${css("positive")}" stroke-width="2.5"`) +
     `<circle cx="${x(n)}" cy="${y(distances[n - 1])}" r="6" fill="${css("winner")}"/>`;
   const ends = [distances[0], distances.at(-1)].map(short);
-  $("noise").setAttribute("aria-label", `Distance to the gradient over all digits: ${ends[0]} for one example, ${ends[1]} for ${count}.`);
+  $("noise").setAttribute("aria-label", `Distance to the gradient over all digits: ${ends[0]} for one example, ${short(distances[n - 1])} for ${n}, ${ends[1]} for ${count}.`);
 }
 
 // --- What the reader does ---
@@ -283,6 +295,7 @@ const DRAWN = [ // each part, and the state that it shows
   [drawOrder, "example", "stage", "rate"], [drawAngles], [drawStep, "example", "rate"],
 ];
 const NUMBERS = ["a", "b", "row", "column", "rate"], sliders = [...document.querySelectorAll(".example")];
+let timer = 0;
 const prefers = (what) => matchMedia(`(prefers-${what})`);
 
 const ALL = {};
@@ -290,44 +303,56 @@ function show(given = ALL) {
   const changed = Object.keys(given).filter((name) => given[name] !== state[name]);
   Object.assign(state, given);
   for (const name of NUMBERS) $(name).value = state[name];
-  for (const slider of sliders) slider.value = state.example;
+  for (const slider of sliders) {
+    slider.value = state.example;
+    slider.setAttribute("aria-valuetext", `${state.example} of ${count}, a ${data.labels[state.example - 1]}`);
+  }
+  for (const slider of document.querySelectorAll("input[type=range]")) slider.nextSibling.textContent = slider.value;
+  const active = timer ? "" : document.activeElement.closest("section")?.id ?? "batch"; // whose news are read aloud
+  for (const news of document.querySelectorAll("output")) {
+    news.setAttribute("aria-live", news.closest("section").id === active ? "polite" : "off");
+  }
   for (const [part, ...names] of DRAWN) if (given === ALL || names.some((name) => changed.includes(name))) part();
 }
 const step = (by) => show({ example: clamp(state.example + by, 1, count) });
 
 for (const name of NUMBERS) $(name).addEventListener("input", () => show({ [name]: Number($(name).value) }));
-for (const slider of sliders) slider.addEventListener("input", () => show({ example: Number(slider.value) }));
+for (const slider of document.querySelectorAll("input[type=range]")) slider.after(document.createElement("span"));
+for (const slider of sliders) {
+  slider.addEventListener("input", () => {
+    const example = Number(slider.value);
+    play(false);
+    show({ example });
+  });
+}
 $("rule").addEventListener("change", (event) => show({ rule: event.target.value }));
 $("stage").addEventListener("change", (event) => show({ stage: Number(event.target.value) }));
 document.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (by && event.target.tagName !== "INPUT" && !event.altKey && !event.ctrlKey && !event.metaKey) step(by);
+  if (by && event.target.tagName !== "INPUT" && !event.altKey && !event.ctrlKey && !event.metaKey && !event.shiftKey) step(by);
 });
 
-// Calls act(x, y), from 0 to 1, where the reader presses, drags, or, with `hovers`, points.
-function onPoint(element, hovers, act) {
-  for (const name of ["pointerdown", "pointermove"]) {
-    element.addEventListener(name, (event) => {
-      const area = element.getBoundingClientRect();
-      if (!event.buttons && !hovers) return;
-      act((event.clientX - area.left) / area.width, (event.clientY - area.top) / area.height);
-    });
-  }
+// Calls act(x, y), from 0 to 1, at such an event.
+function onPoint(element, name, holds, act) {
+  element.addEventListener(name, (event) => {
+    const area = element.getBoundingClientRect();
+    if (holds(event)) act((event.clientX - area.left) / area.width, (event.clientY - area.top) / area.height);
+  });
 }
 const quarter = (value) => clamp(Math.round(value * 4) / 4, -2, 2);
 const cellAt = (part) => clamp(Math.ceil(CELLS * part), 1, CELLS);
-onPoint($("plane"), false, (x, y) => show({ a: quarter(5.2 * x - 2.6), b: quarter(2.6 - 5.2 * y) }));
-for (const id of ["pooled", "cotangents"]) {
-  onPoint($(id), true, (x, y) => show({ row: cellAt(y), column: cellAt(x) }));
-}
+const toPlane = (x, y) => show({ a: quarter(5.2 * x - 2.6), b: quarter(2.6 - 5.2 * y) });
+const toCell = (x, y) => show({ row: cellAt(y), column: cellAt(x) });
+onPoint($("plane"), "pointerdown", (event) => event.buttons === 1 && !$("plane").setPointerCapture(event.pointerId), toPlane);
+onPoint($("plane"), "pointermove", (event) => $("plane").hasPointerCapture(event.pointerId), toPlane);
+for (const id of ["pooled", "cotangents"]) onPoint($(id), "click", () => true, toCell);
+onPoint($("pooled"), "pointermove", (event) => event.pointerType === "mouse", toCell);
 
-let timer = 0;
 function play(starts) {
   clearInterval(timer);
   const pause = prefers("reduced-motion: reduce").matches ? 1000 : 150; // ms
   timer = starts ? setInterval(() => (state.example < count ? step(1) : play(false)), pause) : 0;
   $("play").textContent = starts ? "Pause" : "Play";
-  for (const output of document.querySelectorAll("output")) output.setAttribute("aria-live", starts ? "off" : "polite");
 }
 $("play").addEventListener("click", () => {
   if (!timer && state.example === count) show({ example: 1 });
@@ -337,5 +362,5 @@ prefers("color-scheme: dark").addEventListener("change", () => show());
 
 const taps = bytes(data.winners), all = taps.length.toLocaleString("en"); // jpool's winners
 const same = winners.flat().filter((winner, i) => winner === windowOf(i % CELLS ** 2)[taps[i]]).length;
-$("check").textContent = `In your browser just now, ${same.toLocaleString("en")} of ${all} winners were the same.`;
+$("check").textContent = `In your browser just now, ${same.toLocaleString("en")} of ${all} winners agreed with jpool's.`;
 show();
