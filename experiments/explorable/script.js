@@ -1,4 +1,4 @@
-"use strict";
+"use strict"; // Shows the numbers of numbers.py in the page of template.html.
 const SIDE = 24, CELLS = 12, KERNEL = 5, DIGIT = 28; // of the feature map, the pooled map, the filter, the image
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
