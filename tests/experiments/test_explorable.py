@@ -24,6 +24,7 @@ SHAPES = {
     "filter": (5, 5), "after": (5, 5), "full": (5, 5),
 }  # fmt: skip
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
+POOL = jax.vmap(lambda x: jpool.max_pool(x, (2, 2), 2, channel_axis=None))
 MINUS = "\N{MINUS SIGN}"
 inf, nan = np.inf, np.nan
 
@@ -141,8 +142,7 @@ def test_the_tie_rules_of_the_page_are_jpools(visit, rule):
 
 def test_winners_values_and_routing_of_the_page_are_jpools(visit, shown):
     page = visit()
-    pool = jax.vmap(lambda x: jpool.max_pool(x, (2, 2), 2, channel_axis=None))
-    values, backward = jax.vjp(pool, jnp.asarray(shown["maps"]))
+    values, backward = jax.vjp(POOL, jnp.asarray(shown["maps"]))
     winners = np.array(page.evaluate("winners"))
     np.testing.assert_array_equal(
         np.take_along_axis(shown["maps"].reshape(100, -1), winners, 1), values.reshape(100, -1)
@@ -203,8 +203,7 @@ def test_the_colours_follow_the_scheme_while_the_page_is_open(visit):
 
 def covered(shown, n):
     """The text about the elements that have won, computed by jpool."""
-    pool = jax.vmap(lambda x: jpool.max_pool(x, (2, 2), 2, channel_axis=None))
-    values, backward = jax.vjp(pool, jnp.asarray(shown["maps"][:n]))
+    values, backward = jax.vjp(POOL, jnp.asarray(shown["maps"][:n]))
     count = int((backward(jnp.ones_like(values))[0] > 0).any(0).sum())
     return f"examples 1 to {n}: {count} of 576, {100 * count / 576:.1f} %."
 
