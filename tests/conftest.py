@@ -6,7 +6,7 @@ import jax
 import pytest
 from shared.poolings import ARRANGEMENTS
 
-from jpool.pooling.derivative import primitives
+from jpool.pooling.derivative.primitives import define_platform
 
 gc.set_threshold(100_000, 50, 100)  # JAX keeps many objects alive: collect garbage less often
 
@@ -39,14 +39,14 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.exhaustive)])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("plain", marks=pytest.mark.exhaustive)])
 def arrangement(request):
-    """Runs the tests of a module with the arrangement for CPUs, and again with the one for GPUs, both on this CPU."""
+    """Runs the tests of a module with the arrangement for CPUs, and again with the plain algorithm, both on this CPU."""
     before = jax.config.values["jax_disable_most_optimizations"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(primitives.PLATFORMS, "cpu", ARRANGEMENTS[request.param])
-        jax.config.update("jax_disable_most_optimizations", before or request.param != "cpu")  # compiles faster
-        jax.clear_caches()  # programs of the other arrangement
-        yield request.param
+    define_platform("cpu", ARRANGEMENTS[request.param])
+    jax.config.update("jax_disable_most_optimizations", before or request.param != "cpu")  # compiles faster
+    jax.clear_caches()  # programs of the other arrangement
+    yield request.param
+    define_platform("cpu", ARRANGEMENTS["cpu"])
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()

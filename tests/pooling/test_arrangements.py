@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,9 +16,10 @@ from shared.cases import CASES, CONTENTS, EVERY_CASE
 from shared.poolings import ARRANGEMENTS, geometry, resolved
 
 from jpool.pooling.derivative import primitives
-from jpool.pooling.plain.phases import PhaseGroup, phase_groups, taps_by_shift
-from jpool.pooling.plain.steps import Arrangement, steps
+from jpool.pooling.integers.geometry import adaptive
+from jpool.pooling.plain import all_steps
 from jpool.pooling.plain.ties import RULES
+from jpool.pooling.slices import by_phase, taps_by_shift
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,13 +33,9 @@ def test_all_arrangements_have_the_same_results(name, compiled_quickly):
 
     @jax.jit
     def of_all_arrangements(xs, ct, t):
-        def of_one_arrangement(operations, x, ct, t):
-            values, winners = operations.select(pooling, x)
-            return values, winners, operations.route(pooling, winners, ct), operations.gather(pooling, winners, t)
-
         return [
-            jax.vmap(lambda *arrays, operations=operations: of_one_arrangement(operations, *arrays))(xs, ct, t)
-            for operations in ARRANGEMENTS.values()
+            jax.vmap(lambda *arrays, platform=platform: results(platform, pooling, *arrays))(xs, ct, t)
+            for platform in ARRANGEMENTS.values()
         ]
 
     first, *others = of_all_arrangements(xs, ct, t)
@@ -46,6 +44,28 @@ def test_all_arrangements_have_the_same_results(name, compiled_quickly):
     for x, ct_of_x, gradient in zip(xs, ct, first[2], strict=True):
         _, winners = oracle.max_pool(x, case.window, **case.arguments)
         np.testing.assert_array_equal(gradient, oracle.route(x.shape, winners, ct_of_x).astype(np.float32))
+
+
+def results(platform, pooling, x, ct, t):
+    values, winners = all_steps.select(platform, pooling, x)
+    cotangent = all_steps.route(platform, pooling, winners, ct)
+    return values, winners, cotangent, all_steps.gather(platform, pooling, winners, t)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "outputs"),
+    [((30, 2), (7, 2)), ((7,), (30,)), ((9, 13), (4, 5)), ((100, 3), (33, 3)), ((5, 7), (3, 40)), ((2,), (101,))],
+)
+def test_adaptive_windows_have_the_same_results_on_every_arrangement(sizes, outputs, compiled_quickly):
+    pooling, rng = adaptive(sizes, outputs), np.random.default_rng(0)
+    xs = np.stack([content(rng, sizes) for content in CONTENTS.values()])
+    ct, t = (rng.integers(-9, 10, (len(xs), *shape)).astype(np.float32) for shape in (outputs, sizes))
+    first, *others = [
+        jax.jit(jax.vmap(lambda *arrays, platform=platform: results(platform, pooling, *arrays)))(xs, ct, t)
+        for platform in ARRANGEMENTS.values()
+    ]
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b), strict=True), first, other)
 
 
 def bits(array):
@@ -57,12 +77,10 @@ def test_large_windows_of_every_rule_on_every_arrangement(ties, compiled_quickly
     pooling = resolved((20, 23, 2), (20, 12), (1, 3), (0, 5))._replace(ties=ties)
     x = jnp.asarray(np.random.default_rng(0).integers(0, 40, (20, 23, 2)), jnp.float32)
     ct = jnp.asarray(720720 * np.random.default_rng(1).integers(-9, 10, pooling.values_shape), jnp.float32)
-    results = {}
-    for name, operations in ARRANGEMENTS.items():
-        values, winners = jax.jit(operations.select, static_argnums=0)(pooling, x)
-        results[name] = values, winners, jax.jit(operations.route, static_argnums=0)(pooling, winners, ct)
-    for name in ("gpu", "tpu"):
-        jax.tree.map(np.testing.assert_array_equal, results[name], results["cpu"])
+    t = jnp.zeros(pooling.example_shape)
+    first, *others = [jax.jit(partial(results, platform, pooling))(x, ct, t) for platform in ARRANGEMENTS.values()]
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
 @pytest.mark.parametrize("ties", ["first", "last"])
@@ -84,14 +102,15 @@ def test_axes_that_one_window_covers(shape, window, padding, dtype, minimum, tie
     xs = jnp.asarray(np.stack([*chosen, np.full(shape, low)])).astype(dtype)
     ct = jnp.asarray(rng.integers(-9, 10, (len(xs), *pooling.values_shape)), jnp.float32)
 
-    def results(operations):
+    def of_platform(platform):
         def of_one(x, ct):
-            values, winners = operations.select(pooling, x)
-            return values, winners, operations.select_values(pooling, x) + 0, operations.route(pooling, winners, ct)
+            values, winners = all_steps.select(platform, pooling, x)
+            values_only = platform.select_values(pooling, x) if platform.select_values else values
+            return values, winners, values_only + 0, all_steps.route(platform, pooling, winners, ct)
 
         return jax.jit(jax.vmap(of_one))(xs, ct)
 
-    of_gpu, of_cpu = results(ARRANGEMENTS["gpu"]), results(ARRANGEMENTS["cpu"])
+    of_gpu, of_cpu = of_platform(ARRANGEMENTS["gpu"]), of_platform(ARRANGEMENTS["cpu"])
     as_bits = lambda array: np.asarray(array).view(f"uint{8 * array.dtype.itemsize}")  # noqa: E731
     is_nan = np.asarray(of_gpu[0] != of_gpu[0])  # a NaN may have other bits
     np.testing.assert_array_equal(np.where(is_nan, 0, as_bits(of_cpu[0])), np.where(is_nan, 0, as_bits(of_gpu[0])))
@@ -99,40 +118,20 @@ def test_axes_that_one_window_covers(shape, window, padding, dtype, minimum, tie
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(wide(a), wide(b)), of_cpu, of_gpu)
 
 
-def test_the_arrangements_have_different_steps_and_phases():
-    pooling = resolved((20, 23, 2), (20, 12), (1, 3), (0, 5))
-    gpu_steps, cpu_steps = steps(pooling, Arrangement()), steps(pooling, Arrangement(axis_taps=8))
-    assert [step.reduced_axes for step in gpu_steps] == [(), (0,)]
-    assert [step.reduced_axes for step in cpu_steps] == [(), (), (0,)]
-    stem = geometry(CASES["resnet_stem"])
-    (step,) = steps(stem, Arrangement())
-    assert len(list(phase_groups(step, Arrangement()))) == 1
-    assert len(list(phase_groups(step, Arrangement(joint_phase_axes=1)))) == 2
-    assert len(list(phase_groups(step, Arrangement(joint_phase_axes=0)))) == 4
-    (step,) = steps(geometry(CASES["gaps"]), Arrangement())
-    assert len(list(phase_groups(step, Arrangement()))) == 2  # of rows, 2 of 4 phases have a tap; of columns, 1 of 3
-
-
 def test_a_large_table_that_is_computed_has_the_same_numbers():
     """Small tables by phase are written into the program; large ones are computed."""
-    axes = [
-        axis._replace(stride=axis.window)
-        for axis in geometry(CASES["whole"]._replace(shape=(40, 30, 1), window=(40, 30))).axes
-    ]
-    group = PhaseGroup(axes, taps_by_shift(axes), {})
-    ((_, taps),) = group.taps.items()
-    for numbers in (taps, taps * 7 + 3):
-        table = group.by_phase(numbers, np.dtype("uint16"))
-        np.testing.assert_array_equal(np.asarray(table).ravel(), numbers.ravel())
+    pooling = geometry(CASES["whole"]._replace(shape=(40, 30, 1), window=(40, 30)))
+    ((_, numbers),) = taps_by_shift(pooling).items()
+    for table in (numbers, numbers * 7 + 3, numbers[::-1].copy()):
+        np.testing.assert_array_equal(np.asarray(by_phase(pooling, table, (1, 40, 1, 30, 1, 1))).ravel(), table.ravel())
 
 
-CHECK_WITHOUT_CPU = """
+CHECK = """
 import numpy as np, jax, jpool
 from shared import oracle
 from shared.cases import CASES, CONTENTS, EVERY_CASE
-from jpool.pooling.derivative import primitives
-assert "cpu" not in primitives.PLATFORMS and jpool.__file__.startswith({root!r})
-for name in ("halves", "resnet_stem", "inception", "five_by_five_strided", "whole", "only_padding", "dilated_same", "long_line"):
+assert jpool.__file__.startswith({root!r})
+for name in ("resnet_stem", "five_by_five_strided"):
     case, rng = CASES[name], np.random.default_rng(0)
     for content in CONTENTS.values():
         x = content(rng, case.shape)
@@ -141,28 +140,51 @@ for name in ("halves", "resnet_stem", "inception", "five_by_five_strided", "whol
         ct = rng.integers(-9, 10, expected.shape).astype(np.float32)
         np.testing.assert_array_equal(values, expected)
         np.testing.assert_array_equal(backward(ct)[0], oracle.route(x.shape, winners, ct).astype(np.float32))
+both = jax.value_and_grad(lambda x: jpool.max_pool(x, (3, 3), 2).sum())
+for platform in ("cpu", "cuda", "tpu"):
+    jax.export.export(jax.jit(both), platforms=[platform])(jax.ShapeDtypeStruct((9, 9, 2), np.float32))
 print("all equal")
 """
 
 
-def test_the_library_works_without_the_arrangement_for_cpus(tmp_path):
+@pytest.mark.parametrize("folder", ["cpu", "gpu", "tpu"])
+def test_the_library_works_without_the_folder_of_a_platform(folder, tmp_path):
     """Deletes the folder and the one line that imports it."""
     shutil.copytree(ROOT / "jpool", tmp_path / "jpool", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.rmtree(tmp_path / "jpool/pooling/cpu")
+    shutil.rmtree(tmp_path / "jpool/pooling" / folder)
     package = tmp_path / "jpool/pooling/__init__.py"
     lines = package.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if "import cpu" not in line]
+    kept = [line for line in lines if f"import {folder}" not in line]
     assert len(lines) - len(kept) == 1
     package.write_text("".join(kept))
-    assert not re.search(r"pooling\.cpu", "".join(file.read_text() for file in (tmp_path / "jpool").rglob("*.py")))
+    assert not re.search(
+        rf"pooling\.{folder}", "".join(file.read_text() for file in (tmp_path / "jpool").rglob("*.py"))
+    )
     paths = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / 'tests')!r}]\n"
-    code = paths + CHECK_WITHOUT_CPU.format(root=str(tmp_path))
+    code = paths + CHECK.format(root=str(tmp_path))
+    code = code.replace("from shared", "import jax.export\nfrom shared", 1)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert ran.stdout == "all equal\n", ran.stderr
 
 
-def test_a_platform_without_an_arrangement_uses_the_plain_algorithm():
+def test_the_arrangement_of_each_platform_takes_effect_and_another_can_be_defined():
     x = jax.ShapeDtypeStruct((9, 9, 2), np.float32)
-    program = jax.jit(lambda x: primitives.select_values(geometry(CASES["overlapping"]), x)).trace(x)
-    gpu, rocm = (program.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "rocm"))
-    assert gpu == rocm != program.lower(lowering_platforms=("cpu",)).as_text()
+    pooling = geometry(CASES["overlapping"])
+
+    def lowered(platform):
+        function = jax.jit(lambda x, ct: primitives.route(pooling, primitives.select(pooling, x)[1], ct))
+        return (
+            function.trace(x, jax.ShapeDtypeStruct(pooling.values_shape, np.float32))
+            .lower(lowering_platforms=(platform,))
+            .as_text()
+        )
+
+    before = {platform: lowered(platform) for platform in ("cuda", "rocm", "cpu", "tpu")}
+    assert before["cuda"] == before["rocm"]
+    assert len(set(before.values())) == 3
+    try:
+        primitives.define_platform("cuda", ARRANGEMENTS["tpu"])
+        assert lowered("cuda") == before["tpu"]
+    finally:
+        primitives.define_platform("cuda", ARRANGEMENTS["gpu"])
+    assert lowered("cuda") == before["cuda"]

@@ -24,7 +24,7 @@ POOLS = {
     "with_argmax": lambda x: jpool.max_pool_with_argmax(x, (3, 3), 2)[0],
     "adaptive_max_pool": partial(jpool.adaptive_max_pool, output_shape=(4, 5)),
     "global_max_pool": jpool.global_max_pool,
-    "unpooled": lambda x: jpool.max_unpool(*jpool.max_pool_with_argmax(x, (3, 3), 2), x.shape[:2]),
+    "unpooled": lambda x: jpool.max_unpool(*jpool.max_pool_with_argmax(x, (3, 3), 2), x.shape[:2], (3, 3), 2),
 }
 SHAPE = (2, 11, 9, 3)
 SCATTER = re.compile(r"stablehlo\.\w*scatter")

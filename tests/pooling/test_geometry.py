@@ -74,6 +74,15 @@ def test_the_stride_of_a_single_window_is_its_extent():
             assert (axis.output, axis.stride) == (1, 9)
 
 
+def test_windows_far_apart_are_moved_together():
+    """At most one window reads elements; the positions of the others must fit int32, and a padded array memory."""
+    (axis,) = resolved((5,), (2,), 2**31, ((0, 2**33),), channel_axis=None).axes
+    assert (axis.output, axis.reach) == (5, 4 * 7 + 2)
+    (axis,) = resolved((5,), (2,), 2**31, ((2**33 - 1, 0),), channel_axis=None).axes
+    assert axis.reach < 50
+    assert [axis.low - o * axis.stride for o in range(axis.output)].count(-1 + 2**33 - 4 * 2**31) == 1
+
+
 def test_a_huge_stride_costs_nothing():
     x = np.zeros((4, 4), np.float32)
     gradient = jax.grad(lambda x: jpool.max_pool(x, (2, 2), 10**9, channel_axis=None).sum())(x)

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from shared import oracle
 from shared.cases import CASES, CONTENTS, EVERY_CASE
-from shared.poolings import geometry, winner_numbers
+from shared.poolings import geometry
 
 from jpool.pooling import cpu
 from jpool.pooling.cpu import backward, forward
 from jpool.pooling.cpu.runs import MAX_EDGES, reads_in_place, runs, selects_in_place
-from jpool.pooling.integers.geometry import Axis
+from jpool.pooling.integers.geometry import Axis, adaptive
+from jpool.pooling.plain import all_steps
 
 AXES = [
     Axis(size, window, stride, dilation, low, output)
@@ -30,7 +31,7 @@ def test_each_window_is_in_one_run_and_reads_exactly_its_real_elements(size):
         for run in runs(axis):
             for window in range(run.axis.output):
                 taps = range(run.axis.window)
-                coordinates = [window * axis.stride + tap * axis.dilation - run.axis.low for tap in taps]
+                coordinates = [window * run.axis.stride + tap * axis.dilation - run.axis.low for tap in taps]
                 read.append([(run.first_tap + tap, coordinate) for tap, coordinate in enumerate(coordinates)])
         expected = [
             [
@@ -49,6 +50,15 @@ def test_all_windows_that_read_no_padding_are_one_run():
         (1, 2, 1),
         (10**6 - 2, 3, 0),
         (1, 2, 0),
+    ]
+
+
+def test_adaptive_windows_of_one_size_and_distance_are_one_run():
+    (axis,) = adaptive((30,), (7,)).axes
+    assert [(-run.axis.low, run.axis.window, run.axis.output) for run in runs(axis)] == [
+        (0, 5, 3),
+        (12, 6, 1),
+        (17, 5, 3),
     ]
 
 
@@ -73,16 +83,13 @@ SELECTS_IN_PLACE = {
     "inception": False,  # as many windows as elements: joining them would copy as much as padding does
     "default_strides": False,
     "uneven": False,
-    "five_by_five_strided": False,  # more than one step
     "only_padding_strided": False,  # all-padding windows
     "ceil_high_padding": False,
 }
 
 
 def test_the_geometry_determines_whether_select_reads_in_place():
-    assert {
-        name: selects_in_place(geometry(CASES[name]), cpu.ARRANGEMENT) for name in SELECTS_IN_PLACE
-    } == SELECTS_IN_PLACE
+    assert {name: selects_in_place(geometry(CASES[name])) for name in SELECTS_IN_PLACE} == SELECTS_IN_PLACE
 
 
 def examples(name):
@@ -102,22 +109,25 @@ def test_padding_everything_has_the_results_of_reading_in_place(name, monkeypatc
     @jax.jit
     @jax.vmap
     def both(x, ct):
-        values, winners = cpu.select(pooling, x)
-        return values, winners[0], cpu.route(pooling, winners, ct)
+        values, winners = all_steps.select(cpu.PLATFORM, pooling, x)
+        return values, all_steps.route(cpu.PLATFORM, pooling, winners, ct)
 
-    for i, (values, winners, gradient) in enumerate(zip(*both(xs, ct), strict=True)):
+    for i, (values, gradient) in enumerate(zip(*both(xs, ct), strict=True)):
         expected, positions = expected_results[i]
         np.testing.assert_array_equal(values, expected)
-        np.testing.assert_array_equal(winners, winner_numbers(case, xs[i]))
         np.testing.assert_array_equal(gradient, oracle.route(xs[i].shape, positions, ct[i]).astype(np.float32))
 
 
 @pytest.mark.parametrize("name", EVERY_CASE)
 def test_values_without_winners_are_the_same_bit_for_bit(name):
     pooling = geometry(CASES[name])
-    values, values_only = jax.jit(jax.vmap(lambda x: (cpu.select(pooling, x)[0], cpu.select_values(pooling, x))))(
-        examples(name)
-    )
+
+    @jax.jit
+    @jax.vmap
+    def both(x):
+        return all_steps.select(cpu.PLATFORM, pooling, x)[0], forward.select_values(pooling, x)
+
+    values, values_only = both(examples(name))
     np.testing.assert_array_equal(
         np.asarray(values_only).view(np.uint32), np.asarray(values).view(np.uint32), strict=True
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared.cases import CASES, CONTENTS, EVERY_CASE, QUICK, mostly_exhaustive
-from shared.programs import compiled_instructions, lowered_instructions
+from shared.programs import lowered_instructions
 
 import jpool
 
@@ -206,17 +206,6 @@ def test_an_autoencoder_that_pools_and_unpools():
     np.testing.assert_array_equal(jax.jit(jax.vmap(jax.grad(lambda x: decode(x).sum())))(x[None])[0], wins)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
-def test_no_scatter_in_either_pass(platform):
-    def both(values, argmax):
-        out, backward = jax.vjp(jax.vmap(lambda v, a: jpool.max_unpool(v, a, (8, 8)), (0, 0)), values, argmax)
-        return out, backward(out)[0]
-
-    values, argmax = (jax.ShapeDtypeStruct((2, 4, 4, 3), dtype) for dtype in (np.float32, np.int32))
-    assert "scatter" not in compiled_instructions(both, values, argmax)
-    assert "scatter" not in lowered_instructions(platform, both, values, argmax)
-
-
 # --- errors ---
 
 
@@ -332,7 +321,30 @@ def test_with_the_geometry_there_is_no_loop_and_no_index_known_only_at_run_time(
 
     assert not lowered_instructions(platform, both, values, argmax) & {"while", "gather", "scatter", "dynamic-slice"}
     without_geometry = lambda values, argmax: jpool.max_unpool(values, argmax, (7, 6))  # noqa: E731
-    assert "while" in lowered_instructions(platform, without_geometry, values, argmax)
+    assert "scatter" in lowered_instructions(platform, without_geometry, values, argmax)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [(40, 13, 1), (40, 31, 2), (60, 25, 5), (64, 32, 32), (90, 70, 3), (200, 100, 7)],
+)
+def test_any_argmax_inside_its_windows_with_the_geometry_of_large_windows(size, window, stride, compiled_quickly):
+    """Not only that of one pooling: overlapping windows may name different elements."""
+    rng = np.random.default_rng(window)
+    starts = np.arange(jpool.pooled_shape((size,), (window,), stride)[0]) * stride
+    argmax = (starts + rng.integers(0, window, len(starts)))[:, None].astype(np.int32)
+    values, ct = (rng.integers(1, 9, (n, 1)).astype(np.float32) for n in (len(starts), size))
+    unpool = lambda values: jpool.max_unpool(values, argmax, (size,), (window,), stride)  # noqa: E731
+    unpooled, backward = jax.vjp(jax.jit(unpool), values)
+    np.testing.assert_array_equal(unpooled, by_definition(values, argmax, (size,)).astype(np.float32))
+    np.testing.assert_array_equal(backward(ct)[0][:, 0], ct[argmax[:, 0], 0])
+
+
+@pytest.mark.parametrize("geometry", [{}, {"window_shape": (2,)}, {"window_shape": (2,), "strides": 1, "padding": 0}])
+def test_bools_are_put_back_with_and_without_the_geometry(geometry):
+    unpooled = jpool.max_unpool(jnp.array([[True], [True], [False]]), np.array([[1], [1], [2]]), (4,), **geometry)
+    assert unpooled.dtype == bool
+    assert unpooled.ravel().tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "bfloat16", "float8_e5m2", "float64"])

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from jpool.pooling.derivative import primitives
+from jpool.pooling import cpu, gpu, tpu
 from jpool.pooling.integers.geometry import resolve
+from jpool.pooling.plain.all_steps import Platform
 from shared import oracle
 
-ARRANGEMENTS = {"cpu": primitives.PLATFORMS["cpu"], "gpu": primitives.PLAIN, "tpu": primitives.PLATFORMS["tpu"]}
+ARRANGEMENTS = {"cpu": cpu.PLATFORM, "gpu": gpu.PLATFORM, "tpu": tpu.PLATFORM, "plain": Platform()}
 
 
 def resolved(shape, window, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False, channel_axis=-1):

@@ -1,8 +1,8 @@
-"""The backward pass arranged for XLA:CPU: elements read the windows that cover them, in place.
+"""The backward pass arranged for XLA:CPU: elements read the windows that cover them in place, by slices.
 
-The plain form moves cotangents by padding, which XLA:CPU compiles to a branch for each element: 15 times slower where
-windows overlap at stride 1 (3x3/1 on 16x28x28x192: 16 ms instead of 1.1; AMD EPYC, 2 cores, jax 0.12.0.1, 2026-11-25).
-And a step back through blocks computes two arrays, cotangents and winners within the blocks: here in one loop.
+XLA:CPU reads at the indices of a table element by element, and compiles padding to a branch for each element: 15 times
+slower where windows overlap at stride 1 (3x3/1 on 16x28x28x192: 16 ms instead of 1.1; AMD EPYC, 2 cores, jax 0.12.0.1,
+2026-11-25).
 """
 
 from collections.abc import Sequence
@@ -11,69 +11,62 @@ import jax
 import numpy as np
 from jax import lax
 
-from jpool.pooling.cpu.forward import ARRANGEMENT
 from jpool.pooling.cpu.loops import Arrays, by_runs, in_one_pass
 from jpool.pooling.cpu.runs import Run, reads_in_place
-from jpool.pooling.integers.geometry import Axis, Geometry, Step
+from jpool.pooling.integers.geometry import Axis, Geometry
+from jpool.pooling.plain import backward
 from jpool.pooling.plain.arrays import to_accumulator
-from jpool.pooling.plain.backward import count_tied
-from jpool.pooling.plain.forward import Winners
-from jpool.pooling.plain.phases import PhaseGroup, taps_by_shift
-from jpool.pooling.plain.steps import steps
 from jpool.pooling.plain.ties import RULES
-from jpool.pooling.plain.windows import pad_for_windows, read_tap
+from jpool.pooling.slices import by_phase, merge, pad_for_windows, repeat, slice_tap, taps_by_shift
+
+SHORT_ROWS = (4, 8, *range(16, 37, 4))  # channels, see `_has_short_rows`
 
 
-def route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
-    """The same as `plain.backward.route`, except for the order of sums."""
-    routed = to_accumulator(ct)
-    masks = RULES[geometry.ties].masks
-    if masks:
-        routed = lax.div(routed, count_tied(geometry, winners, routed.dtype, ARRANGEMENT))
-    step_winners = winners[-1]
-    for i, step in reversed(list(enumerate(steps(geometry, ARRANGEMENT)))):
-        routed, step_winners = _route_step(step, winners[i] if masks else step_winners, routed)
-    return lax.convert_element_type(routed, ct.dtype)
-
-
-def _route_step(step: Step, winners: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """From the windows of a step back to what it compared: cotangents, and the winners within the blocks."""
-    rule, axes = RULES[step.geometry.ties], step.geometry.axes
-    blocks_win = step.block > 1 and not rule.masks
-    taps = taps_by_shift(axes)
-    first_shifts = [min(shift[i] for shift in taps) for i in range(len(axes))]
-    # Elements `m * stride + phase` read windows as a pooling of stride 1 reads elements, from window `m + first` on.
+def route_step(pooling: Geometry, winners: jax.Array, ct: jax.Array) -> jax.Array:
+    """The same as `plain.backward.route_step`, except for the order of sums."""
+    rule, axes = RULES[pooling.ties], pooling.axes
+    if pooling.is_adaptive:
+        return backward.route_step(pooling, winners, ct)
+    tables, ct = taps_by_shift(pooling), to_accumulator(ct)
+    first_shifts = [min(shift[i] for shift in tables) for i in range(len(axes))]
+    # Elements `m * stride + phase` read windows as a pooling of stride 1 reads elements, from window `m + first` on: an
+    # `Axis` with windows and elements exchanged.
     readers = [
-        Axis(axis.output, max(shift[i] for shift in taps) - first + 1, 1, 1, -first, -(-axis.size // axis.stride))
+        Axis(axis.output, max(shift[i] for shift in tables) - first + 1, 1, 1, -first, -(-axis.size // axis.stride))
         for i, (axis, first) in enumerate(zip(axes, first_shifts, strict=True))
     ]
     split = reads_in_place(readers)
     if not split:
-        winners = pad_for_windows(readers, winners, 0 if rule.masks else step.no_winner)
+        winners = pad_for_windows(readers, winners, rule.no_winner(pooling))
         ct = pad_for_windows(readers, ct, 0)
 
     def compute(chosen: Sequence[Run]) -> Arrays:
         run_axes = [run.axis for run in chosen]
-        group = PhaseGroup([_elements(axis, run_axis) for axis, run_axis in zip(axes, run_axes, strict=True)], {}, {})
-        inner = lax.broadcast(np.asarray(step.block if blocks_win else 0, winners.dtype), group.shape)
-        routed = zeros = lax.broadcast(np.zeros((), ct.dtype), group.shape)
+        phases = [axis.stride for axis in axes]
+        sums = zeros = repeat(lax.full([axis.output for axis in run_axes], 0, ct.dtype), phases)
         for index in np.ndindex(*(axis.window for axis in run_axes)):
             shift = tuple(i + run.first_tap + first for i, run, first in zip(index, chosen, first_shifts, strict=True))
-            if shift in taps:
-                winner, cotangent = (group.repeat(read_tap(run_axes, index, array)) for array in (winners, ct))
-                won = rule.won(step, winner, taps[shift], group.by_phase)
-                if blocks_win:
-                    begin = group.by_phase(np.maximum(taps[shift], 0) * step.block_stride, winner.dtype)
-                    inner = lax.select(won, lax.sub(winner, begin), inner)
-                routed = lax.add(lax.select(won, cotangent, zeros), routed)
-        inner, routed = group.interleave(inner, 0), group.interleave(routed, 0)
-        return in_one_pass(routed, inner, 0) if blocks_win else (routed, inner)
+            if (numbers := tables.get(shift)) is not None:
+                winner, cotangent = (
+                    repeat(slice_tap(run_axes, index, array), numbers.shape) for array in (winners, ct)
+                )
+                won = rule.has_won(winner, by_phase(pooling, numbers, zeros.shape))
+                sums = lax.add(lax.select(won, cotangent, zeros), sums)
+        return (merge(sums, len(axes)),)
 
-    whole_periods = by_runs(readers, compute, split=split)
-    routed, inner = (lax.slice(array, [0] * len(axes), step.geometry.example_shape) for array in whole_periods)
-    return routed, inner
+    (whole_periods,) = by_runs(readers, compute, split=split)
+    sums = lax.slice(whole_periods, [0] * len(axes), pooling.example_shape)
+    if _has_short_rows(pooling, len(tables)):
+        sums, _ = in_one_pass(sums, lax.full(sums.shape, 0, np.uint8), 0)
+    return sums
 
 
-def _elements(axis: Axis, run_axis: Axis) -> Axis:
-    """The elements that a run of readers computes along an axis: its number of periods of the stride."""
-    return axis._replace(size=run_axis.output * axis.stride, output=run_axis.output)
+def _has_short_rows(pooling: Geometry, shifts: int) -> bool:
+    """Whether XLA:CPU compiles the sums to a slow loop, and a reduction with the same result to a fast one.
+
+    With phases and up to 36 channels, 2x2/2 takes 1.3 to 1.6 ns an element; as a reduction 0.2 to 0.5, but only if the
+    channels are a multiple of 4, and not 12. Where windows overlap, only up to 14 channels are slow (AMD EPYC, 2 cores,
+    jax 0.10.2 and 0.12.0.1, 2026-11-29).
+    """
+    channels, strided = pooling.axes[-1], any(axis.stride > 1 for axis in pooling.axes)
+    return strided and channels.is_identity and channels.size in (SHORT_ROWS if shifts == 1 else SHORT_ROWS[:2])

@@ -1,17 +1,17 @@
 """Axes that one window covers completely, arranged for XLA:CPU: two reductions instead of one of two operands.
 
-The first reduction finds the value, the second the mark of the element that holds it. XLA:CPU makes fast loops of both,
-and a slow one of a reduction of two operands. Reading x twice is also faster than pooling it in blocks where the window
-has large prime factors, and compiles 3 to 7 times as fast: global pooling of 64x398x128, both passes, takes 3.0 ms
-instead of 11, as long as `jnp.max` (AMD EPYC, 2 cores, jax 0.12.0.1, 2026-11-26). The axes are merged into one first:
-over two axes, XLA:CPU's reductions take up to four times as long.
+The first reduction finds the value, the second the number of the element that holds it. XLA:CPU makes fast loops of
+both, and a slow one of a reduction of two operands. Reading x twice is also faster than pooling it in blocks where the
+window has large prime factors, and compiles 3 to 7 times as fast: global pooling of 64x398x128, both passes, takes 3.0
+ms instead of 11, as long as `jnp.max` (AMD EPYC, 2 cores, jax 0.12.0.1, 2026-11-26). The axes are merged into one
+first: over two axes, XLA:CPU's reductions take up to four times as long.
 
 The first reduction may lose a NaN: on XLA:CPU `jnp.max` does (jax 0.10.2 to 0.12.0.1, openxla/xla#21461). And it may
-return either of 0 and -0. So the second one also finds whether there is a NaN, and the sign of the winner.
+return either of 0 and -0. So the second one also finds whether there is a NaN, and the sign of the winner: what it
+reduces holds, from the highest bit to the lowest, whether the element is not a NaN, its number, and its sign.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,81 +19,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jpool.pooling.cpu.loops import bits_to_accumulator, to_bits
-from jpool.pooling.integers.geometry import Geometry, Step
-from jpool.pooling.plain.arrays import filled, padding_value
-from jpool.pooling.plain.forward import marks_of_all_taps, reduce_axes
+from jpool.pooling.cpu.loops import bits_to_accumulator, from_bits, to_bits
+from jpool.pooling.integers.geometry import Geometry
+from jpool.pooling.plain.arrays import padding_value
 from jpool.pooling.plain.ties import RULES, Candidate
 
-NO_NAN = 1 << 31  # a bit of a mark: the element is not a NaN
-MOST_TAPS = 1 << 30  # marks have 30 bits, beside NO_NAN and the sign
+NOT_NAN = 1 << 31
 
 
-def select_step(
-    geometry: Geometry,
-    step: Step,
-    values: jax.Array,
-    inner: jax.Array | None,
-    dtype: np.dtype,
-    finished: Geometry | None,
-) -> Candidate:
-    """As `forward._select_step`, for a step that reduces axes; for rules with one winner."""
-    rule, elements = RULES[geometry.ties], bits_to_accumulator(values, dtype)
-    padding = padding_value(geometry, dtype).astype(elements.dtype)
-    if geometry.taps < MOST_TAPS:
-        marks = lax.convert_element_type(marks_of_all_taps(geometry, step, values.shape, inner), jnp.uint32)
-        value, mark = _reduce_twice(geometry, _one_axis(step, elements), _one_axis(step, marks), padding)
-        value, mark = (array.reshape(step.geometry.values_shape) for array in (value, mark))
-    else:
-        value, mark = reduce_axes(geometry, step, elements, inner, padding)
-    winners = lax.convert_element_type(mark, rule.winners_dtype(geometry))
-    if finished is not None:
-        winners = rule.resolve_padding(finished, value, winners, padding)
-    return to_bits(value, dtype), winners
-
-
-def _one_axis(step: Step, array: jax.Array) -> jax.Array:
-    """An array (before, reduced, after) of the axes before those that are reduced, these, and those after them."""
-    first, last = step.reduced_axes[0], step.reduced_axes[-1] + 1
-    shape = array.shape
-    return array.reshape(math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:]))
-
-
-def _reduce_twice(geometry: Geometry, elements: jax.Array, marks: jax.Array, padding: np.ndarray) -> Candidate:
-    """The value and the mark of the element that holds it, as uint32, along axis 1."""
-    last = RULES[geometry.ties].last_wins
-    value = _reduce(elements, padding, lax.min if geometry.minimum else lax.max)
+def select_step(pooling: Geometry, x: jax.Array) -> Candidate:
+    """The same as `plain.reductions.reduce_step`, bit for bit."""
+    first, last, sizes = pooling.pooled[0], pooling.pooled[-1] + 1, x.shape
+    elements = bits_to_accumulator(to_bits(x, x.dtype), x.dtype)
+    elements = elements.reshape(math.prod(sizes[:first]), pooling.taps, math.prod(sizes[last:]))
+    padding = padding_value(pooling, x.dtype).astype(elements.dtype)
+    value = lax.reduce(elements, padding, lax.min if pooling.minimum else lax.max, (1,))
     holds = lax.eq(elements, lax.broadcast_in_dim(value, elements.shape, (0, 2)))
-    if not jnp.issubdtype(elements.dtype, jnp.floating):
-        return value, _choose(marks, holds, last)
-    is_nan = lax.ne(elements, elements)
-    marks = lax.bitwise_or(lax.shift_left(marks, filled(marks, 1)), _is_negative(elements))
-    marks = lax.select(is_nan, marks, lax.bitwise_or(marks, filled(marks, NO_NAN)))
-    chosen = _choose(marks, lax.bitwise_or(holds, is_nan), last=False)  # the first NaN, if there is one
-    no_nan = _has_bit(chosen, NO_NAN)
-    if last:  # but of several NaNs the first
-        chosen = lax.select(no_nan, _choose(marks, holds, last=True), chosen)
-    zero = lax.select(_has_bit(chosen, 1), filled(value, -0.0), filled(value, 0))
+    numbers = lax.broadcasted_iota(np.uint32, elements.shape, 1)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        value, numbers = _of_floats(pooling, elements, value, holds, numbers)
+    else:
+        numbers = _reduce(numbers, holds, RULES[pooling.ties].last_wins)
+    winners = lax.convert_element_type(numbers, RULES[pooling.ties].winners_dtype(pooling))
+    values = from_bits(to_bits(value, x.dtype), x.dtype)
+    return values.reshape(pooling.values_shape), winners.reshape(pooling.values_shape)
+
+
+def _of_floats(pooling: Geometry, elements: Any, value: Any, holds: Any, numbers: Any) -> Candidate:
+    """The value and the number of the winner, where there may be NaNs and zeros of both signs."""
+    integers = lax.bitcast_convert_type(elements, f"int{8 * elements.dtype.itemsize}")
+    is_nan, is_negative = lax.ne(elements, elements), lax.lt(integers, lax.full_like(integers, 0))
+    marks = numbers * np.uint32(2) + lax.convert_element_type(is_negative, np.uint32)
+    marks = lax.select(is_nan, marks, marks | np.uint32(NOT_NAN))
+    chosen = _reduce(marks, holds | is_nan, last=False)  # the first NaN, if there is one
+    no_nan = chosen >= np.uint32(NOT_NAN)
+    if RULES[pooling.ties].last_wins:  # but of several NaNs the first
+        chosen = lax.select(no_nan, _reduce(marks, holds, last=True), chosen)
+    zero = lax.select(chosen % np.uint32(2) == 1, lax.full_like(value, -0.0), lax.full_like(value, 0))
     value = lax.select(lax.eq(value, zero), zero, value)
-    mark = lax.shift_right_logical(lax.bitwise_and(chosen, filled(chosen, NO_NAN - 1)), filled(chosen, 1))
-    return lax.select(no_nan, value, filled(value, np.nan)), mark
+    return lax.select(no_nan, value, lax.full_like(value, np.nan)), chosen % np.uint32(NOT_NAN) // np.uint32(2)
 
 
-def _choose(marks: jax.Array, where: jax.Array, last: bool) -> jax.Array:
+def _reduce(marks: jax.Array, where: jax.Array, last: bool) -> jax.Array:
     """The smallest mark of each window, or the largest."""
-    none, choice = (0, lax.max) if last else (jnp.iinfo(marks.dtype).max, lax.min)
-    return _reduce(lax.select(where, marks, filled(marks, none)), np.asarray(none, marks.dtype), choice)
-
-
-def _reduce(array: jax.Array, init: np.ndarray, operation: Callable[..., Any]) -> jax.Array:
-    return lax.reduce(array, init, operation, (1,))
-
-
-def _is_negative(floats: jax.Array) -> jax.Array:
-    """1 where the sign bit is set, as uint32."""
-    integers = lax.bitcast_convert_type(floats, f"int{8 * floats.dtype.itemsize}")
-    return lax.convert_element_type(lax.lt(integers, filled(integers, 0)), jnp.uint32)
-
-
-def _has_bit(numbers: jax.Array, bit: int) -> jax.Array:
-    return lax.ne(lax.bitwise_and(numbers, filled(numbers, bit)), filled(numbers, 0))
+    none = np.uint32(0 if last else 2**32 - 1)
+    return lax.reduce(lax.select(where, marks, lax.full_like(marks, none)), none, lax.max if last else lax.min, (1,))

@@ -4,8 +4,8 @@
     select    :: (geometry; x)           -> (values, winners)
     _backward :: (geometry; winners, ct) -> ct of x
 
-`select` has the type of a forward rule, so defining the derivative takes one line. The winners are the only residual:
-given them, pooling is linear, and neither x nor the values are needed again.
+`select` has the type of a forward rule. The winners are the only residual: given them, pooling is linear, and neither x
+nor the values are needed again. `_select_with_vjp` is the same for the argmax, which needs the winners as a result too.
 
 Forward mode and higher derivatives are rules of the primitives: the tangent of the values is `gather`. JAX could derive
 reverse mode from them as well; `jax.custom_vjp` states it in one place, for the reader.
@@ -17,7 +17,8 @@ import jax
 
 from jpool.pooling.derivative.primitives import gather, route, select, select_values
 from jpool.pooling.integers.geometry import Geometry
-from jpool.pooling.plain.forward import Winners
+from jpool.pooling.plain.all_steps import Winners
+from jpool.pooling.plain.arrays import flat_indices
 
 
 @partial(jax.jit, static_argnums=(0, 2), inline=True)
@@ -26,15 +27,13 @@ def pool(geometry: Geometry, x: jax.Array, forward_mode: bool) -> jax.Array:
     return select_values(geometry, x) if forward_mode else _values(geometry, x)
 
 
-@partial(jax.jit, static_argnums=(0, 2), inline=True)
+@partial(jax.jit, static_argnums=(0, 2, 3), inline=True)
 def pool_with_argmax(
-    geometry: Geometry, x: jax.Array, forward_mode: bool, indices: jax.Array
+    geometry: Geometry, x: jax.Array, forward_mode: bool, channel_axis: int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The values, which are differentiable, and the index of each winner; -1 where a window has no winner.
-
-    `indices` has the shape of x and holds the index of every element, >= 0.
-    """
+    """The values, which are differentiable, and the flat index of each winner; -1 where a window has no winner."""
     values, winners = (select if forward_mode else _select_with_vjp)(geometry, x)
+    indices = flat_indices(x.shape, channel_axis)
     return values, gather(geometry, winners, indices + 1) - 1  # gather returns 0 where there is no winner
 
 
@@ -56,14 +55,7 @@ def _select_fwd(geometry: Geometry, x: jax.Array) -> tuple[tuple[jax.Array, Winn
 def _backward(geometry: Geometry, winners: Winners, ct: jax.Array) -> tuple[jax.Array | None]:
     if ct.dtype == jax.dtypes.float0:  # integers have no cotangent
         return (None,)
-    return (_route(geometry, winners, ct),)
-
-
-@partial(jax.jit, static_argnums=0, inline=True)  # one program, also outside of a user's jit
-def _route(geometry: Geometry, winners: Winners, ct: jax.Array) -> jax.Array:
-    # Without the barrier, if both passes are in one program, XLA may compute the winners again where they are read: on
-    # an H100 LeNet's forward pass then writes three arrays of bool instead of the winners.
-    return route(geometry, jax.lax.optimization_barrier(winners), ct)
+    return (route(geometry, winners, ct),)
 
 
 _values.defvjp(select, _backward)

@@ -1,6 +1,7 @@
 """max_pool_with_argmax, and convert_argmax for the numbering of other libraries."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import lax
 
 from jpool.checks import check_word, positive_int
 from jpool.pooling.derivative.vjp import pool_with_argmax
-from jpool.pooling.functions.inputs import flat_indices, index_array, resolve_pooling
+from jpool.pooling.functions.inputs import index_array, inside, resolve_pooling
 from jpool.pooling.integers import arguments
 from jpool.pooling.plain.ties import RULES
 
@@ -70,7 +71,7 @@ def max_pool_with_argmax(
         name, x, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis, ties, forward_mode
     )
     arguments.check_indices_fit(name, "x", arguments.without_channels(x.shape, channel_axis))
-    return pool_with_argmax(geometry, x, bool(forward_mode), flat_indices(x.shape, channel_axis))
+    return pool_with_argmax(geometry, x, bool(forward_mode), channel_axis)
 
 
 def convert_argmax(
@@ -137,6 +138,12 @@ def convert_argmax(
             f"channel_axis={channel_axis}; got {count}."
         )
     arguments.check_indices_fit("convert_argmax", "spatial_shape", sizes, count)
+    return _convert(sizes, count, to, channel_axis, argmax)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+def _convert(sizes: tuple[int, ...], count: int, to: str, channel_axis: int | None, argmax: jax.Array) -> jax.Array:
+    argmax = inside(argmax, sizes)
     channel = 0 if channel_axis is None else lax.broadcasted_iota(jnp.int32, argmax.shape, channel_axis % argmax.ndim)
     coordinates = jnp.unravel_index(jnp.maximum(argmax, 0), sizes)
     order, shape = {

@@ -1,4 +1,4 @@
-"""The array arguments: checked, as JAX arrays, and the flat indices of their elements."""
+"""The array arguments: checked, and as JAX arrays."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jpool.checks import check_flag
 from jpool.jax_extensions import is_traced
@@ -27,17 +26,15 @@ def resolve_pooling(
     channel_axis: Any,
     ties: Any,
     forward_mode: Any,
-    *,
-    minimum: bool = False,
 ) -> tuple[Geometry, jax.Array]:
     """All arguments of a pooling, checked: the geometry, and x as a JAX array."""
     x = real_array(function, "x", x)
     check_flag(function, "forward_mode", forward_mode)
     geometry = resolve(function, x.shape, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis)
     check_ties(function, ties, tuple(map(int, window_shape)))
-    check_unsharded(function, "x", x, [i for i, axis in enumerate(geometry.axes) if not axis.is_identity])
-    arguments.check_elements_fit(function, geometry.padded_shape)
-    return geometry._replace(ties=ties, minimum=minimum), x
+    check_unsharded(function, "x", x, geometry.pooled)
+    arguments.check_elements_fit(function, geometry.padded_pooled_sizes)
+    return geometry._replace(ties=ties), x
 
 
 def real_array(function: str, name: str, x: Any) -> jax.Array:
@@ -95,9 +92,9 @@ def check_unsharded(function: str, name: str, array: jax.Array, axes: Iterable[i
 def index_array(
     function: str, call: tuple[str, str], argmax: Any, sizes: tuple[int, ...], channel_axis: int | None
 ) -> jax.Array:
-    """Argmax as int32: flat indices into a spatial grid of these sizes, or -1.
+    """Argmax as a JAX array: flat indices into a spatial grid of these sizes, or -1.
 
-    An index outside the grid is an error if argmax is concrete. In a traced argmax it becomes -1. `call` is as for
+    An index outside the grid is an error if argmax is concrete. In a traced one `inside` makes it -1. `call` is as for
     `arguments.spatial_sizes`.
     """
     array = real_array(function, "argmax", argmax)
@@ -108,7 +105,7 @@ def index_array(
     arguments.spatial_sizes(
         function, array.shape, "spatial_shape", sizes, channel_axis, name="argmax", call=call, may_be_empty=True
     )
-    check_unsharded(function, "argmax", array, spatial_axes(array.ndim, channel_axis))
+    check_unsharded(function, "argmax", array, arguments.spatial_axes(array.ndim, channel_axis))
     arguments.check_indices_fit(function, "spatial_shape", sizes)
     count = math.prod(sizes)
     if (concrete := as_concrete(argmax, array)) is not None:
@@ -120,8 +117,13 @@ def index_array(
                 f"winner; got {concrete[outside][0]}. Give the shape that was pooled, and indices counted per channel "
                 "and example (torch's convention)."
             )
-    indices = array if array.dtype.itemsize > 4 else array.astype(jnp.int32)  # a large uint32 becomes negative
-    return jnp.where((indices >= 0) & (indices <= count - 1), indices, -1).astype(jnp.int32)
+    return array
+
+
+def inside(indices: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """The indices as int32, and -1 for those outside a grid of these sizes."""
+    wide = indices if indices.dtype.itemsize > 4 else indices.astype(jnp.int32)  # a large uint32 becomes negative
+    return jnp.where((wide >= 0) & (wide <= math.prod(sizes) - 1), wide, -1).astype(jnp.int32)
 
 
 def as_concrete(argument: Any, array: jax.Array) -> np.ndarray | None:
@@ -131,25 +133,3 @@ def as_concrete(argument: Any, array: jax.Array) -> np.ndarray | None:
     """
     given = argument if isinstance(argument, (jax.Array, np.ndarray, np.generic)) else array
     return None if is_traced(given) else np.asarray(given)
-
-
-def flat_indices(example_shape: tuple[int, ...], channel_axis: int | None) -> jax.Array:
-    """The flat row-major index of every element in the spatial grid of its channel, int32."""
-    spatial = arguments.without_channels(example_shape, channel_axis)
-    grid = lax.iota(jnp.int32, math.prod(spatial)).reshape(spatial)
-    return lax.broadcast_in_dim(grid, example_shape, spatial_axes(len(example_shape), channel_axis))
-
-
-def spatial_axes(rank: int, channel_axis: int | None) -> list[int]:
-    """The axes of an example of that rank, without its channel axis."""
-    return [i for i in range(rank) if channel_axis is None or i != channel_axis % rank]
-
-
-def channels_last(array: jax.Array, channel_axis: int | None) -> jax.Array:
-    """The array with its channel axis last, or with an added one."""
-    return array[..., None] if channel_axis is None else jnp.moveaxis(array, channel_axis, -1)
-
-
-def channels_back(array: jax.Array, channel_axis: int | None) -> jax.Array:
-    """Undoes `channels_last`."""
-    return array[..., 0] if channel_axis is None else jnp.moveaxis(array, -1, channel_axis)

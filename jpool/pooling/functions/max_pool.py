@@ -39,9 +39,10 @@ def max_pool(
     subnormal numbers                         compared as the device compares them (XLA:CPU and TPU: equal to zero)
     ========================================  =========================================================================
 
-    The derivative is reverse mode (`jax.custom_vjp`). It saves one small integer per output element: uint8 for windows
-    of up to 255 taps (positions of a window), uint16 up to 65,535, else uint32. Neither pass scatters, so it is
-    deterministic.
+    The derivative is reverse mode (`jax.custom_vjp`). It saves one byte per output element for windows of up to 9 taps
+    (positions of a window). Larger windows are pooled in steps, axis by axis and in blocks, and it saves one byte for
+    each value of each step: two steps for 5x5, four for 13x13, six for 31x31. For one window over all of an axis it
+    saves one number, of up to 4 bytes. Neither pass scatters, so it is deterministic.
 
     JAX refuses forward mode of a `jax.custom_vjp`: `jax.jvp`, `jax.jacfwd`, the map that
     `jax.linearize` returns, and reverse over forward such as `jax.jacrev(jax.jacfwd(f))`, raise a TypeError.
@@ -66,11 +67,11 @@ def max_pool(
 
         - "first": the first in row-major order, as in torch and Caffe.
         - "last": the last.
-        - "split": all of them, in equal shares, as in `jnp.max` and MLX. Saves a mask with a bit for each tap (uint8
-          for up to 7, uint16 up to 15, else uint32; windows of more than 9 taps are pooled axis by axis, with a mask
-          for each step). Every side of the window must be a product of numbers up to 31.
+        - "split": all of them, in equal shares, as in `jnp.max` and MLX. Saves a mask with a bit for each tap of a step
+          (uint8 for up to 7, uint16 up to 15, else uint32). Every side of the window must be a product of numbers up
+          to 31.
         - "none": no element, the textbook rule J_a = J_m if a > b else 0 read literally. The cotangent of a window with
-          a tie, or with a NaN, is lost: after relu, that of every window of zeros. Saves uint8 for up to 254 taps.
+          a tie, or with a NaN, is lost: after relu, that of every window of zeros.
 
         Under every rule except "none" the first NaN receives the whole cotangent, and the gradient of a window with a
         real element sums to its cotangent (for "split" up to rounding).
@@ -151,16 +152,6 @@ def min_pool(
       Array([1., 0., 0., 1.], dtype=float32)
     """
     geometry, x = resolve_pooling(
-        "min_pool",
-        x,
-        window_shape,
-        strides,
-        padding,
-        window_dilation,
-        ceil_mode,
-        channel_axis,
-        ties,
-        forward_mode,
-        minimum=True,
+        "min_pool", x, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis, ties, forward_mode
     )
-    return pool(geometry, x, bool(forward_mode))
+    return pool(geometry._replace(minimum=True), x, bool(forward_mode))

@@ -113,7 +113,7 @@ def check_elements_fit(function: str, padded_shape: tuple[int, ...]) -> None:
         )
 
 
-def check_windows(function: str, sizes: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+def check_adaptive_windows(function: str, sizes: tuple[int, ...], outputs: tuple[int, ...]) -> None:
     """Refuses an adaptive pooling with too many windows of different sizes."""
     for i, (size, output) in enumerate(zip(sizes, outputs, strict=True)):
         if output > MAX_WINDOWS and size % output:
@@ -146,7 +146,7 @@ def spatial_sizes(
         raise ValueError(
             f"{function}: {name} must be ONE example of shape {layout}, which has {rank} axes for {argument} {sizes} "
             f"and channel_axis={channel_axis}; got {len(shape)} axes, shape {shape}. "
-            + _way_out(len(shape) - rank, argument, sizes, channel_axis, of_example, batch)
+            + _advice(len(shape) - rank, argument, sizes, channel_axis, of_example, batch)
         )
     spatial = without_channels(shape, channel_axis)
     for i, size in enumerate(spatial):
@@ -163,7 +163,7 @@ def spatial_sizes(
     return spatial
 
 
-def _way_out(
+def _advice(
     additional: int, argument: str, sizes: tuple[int, ...], channel_axis: int | None, of_example: str, batch: str
 ) -> str:
     """What to do about an array with `additional` axes, or with fewer if that is negative."""
@@ -187,3 +187,8 @@ def _way_out(
 def without_channels(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:
     """The shape without its channel axis."""
     return {-1: shape[:-1], 0: shape[1:], None: shape}[channel_axis]
+
+
+def spatial_axes(rank: int, channel_axis: int | None) -> list[int]:
+    """The axes of an example of that rank, without its channel axis."""
+    return [i for i in range(rank) if channel_axis is None or i != channel_axis % rank]

@@ -1,33 +1,39 @@
 """The integers of a pooling. No array of the user and no jax in this module.
 
-`resolve` turns everything static about one call (sizes, windows, strides, padding, dilation, the channel axis) into one
-hashable `Geometry`, before any array is touched. All later modules receive a `Geometry` and trust it.
+`resolve` checks the arguments of one call (sizes, windows, strides, padding, dilation, the channel axis) and turns them
+into one hashable `Geometry`, before any array is touched. `adaptive` makes that of an adaptive pooling, from checked
+arguments. All later modules receive a `Geometry` and trust it.
 
 The channel axis is an axis like the others, with a window of 1, so no later module needs to know which one it is.
 
-A *tap* is one position of a window. Taps are numbered in row-major order, and the number of the tap that holds the
-maximum is the *winner* of the window.
+A *tap* is one position of a window. Taps are numbered in row-major order, and the tap that holds the maximum is the
+*winner* of the window.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jpool.checks import check_flag
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.arguments import Pad
 
+DIRECT_TAPS = 9  # windows of up to this many taps are one step
+
 
 class Axis(NamedTuple):
-    """How windows meet one axis of the example: tap j of window o reads element `o * stride + j * dilation - low`."""
+    """How windows meet one axis of the example: tap j of window o reads element `o * stride + j * dilation - low`.
+
+    The windows of an adaptive pooling have different sizes; `tables` has their formula.
+    """
 
     size: int  # elements of the input
-    window: int  # taps of one window
-    stride: int  # elements from one window to the next
+    window: int  # taps of one window; if they are adaptive, of the longest
+    stride: int  # elements from one window to the next; 0 if they are adaptive
     dilation: int  # elements from one tap to the next
-    low: int  # padding before the first element
-    output: int  # windows
+    low: int  # padding before the first element; if it is negative, elements that are skipped
+    output: int  # windows, or parts of adaptive windows
+    parts: int = 0  # if windows are adaptive, into how many parts each is divided; every part is a window here
 
     @property
     def extent(self) -> int:
@@ -40,25 +46,19 @@ class Axis(NamedTuple):
         return (self.output - 1) * self.stride + self.extent if self.output else 0
 
     @property
-    def overhangs(self) -> bool:
-        """Whether some window reads padding, before the first element or after the last."""
-        return not self.is_identity and (self.low > 0 or self.reach > self.low + self.size)
+    def is_regular(self) -> bool:
+        """Whether every window reads all its taps: none overhangs, and none is adaptive."""
+        return not self.parts and self.low <= 0 and self.reach <= self.low + self.size
 
     @property
     def is_identity(self) -> bool:
         """Whether every element is its own window, as along the channel axis and the batch axis."""
-        return self.window == self.stride == 1 and self.low == 0 and self.output == self.size
+        return self.window == self.stride == 1 and self.low == 0 and self.output == self.size and not self.parts
 
-    def real_taps(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first and the last tap of each window outside the padding; first > last in an all-padding window.
-
-        If no window overhangs, one entry for all windows.
-        """
-        if not self.overhangs:
-            return np.zeros(1, int), np.full(1, self.window - 1)
-        start = np.arange(self.output) * self.stride - self.low
-        first = np.maximum(-(start // self.dilation), 0)
-        return first, np.minimum((self.size - 1 - start) // self.dilation, self.window - 1)
+    @property
+    def is_covered(self) -> bool:
+        """Whether one window reads every element once."""
+        return self.output == 1 and self.window == self.size and self.low == 0 and self.dilation == 1
 
 
 class Geometry(NamedTuple):
@@ -67,6 +67,7 @@ class Geometry(NamedTuple):
     axes: tuple[Axis, ...]
     ties: str = "first"  # one of plain.ties.RULES
     minimum: bool = False  # whether the smallest element of a window wins, instead of the largest
+    one_step: bool = False  # whether a window is one step however large it is
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -79,37 +80,29 @@ class Geometry(NamedTuple):
         return tuple(axis.output for axis in self.axes)
 
     @property
-    def padded_shape(self) -> tuple[int, ...]:
-        """The shape of x with all padding that windows read; without axes on which every element is its own window."""
+    def is_adaptive(self) -> bool:
+        """Whether windows along some axis have different sizes."""
+        return any(axis.parts for axis in self.axes)
+
+    @property
+    def padded_pooled_sizes(self) -> tuple[int, ...]:
+        """The sizes of the pooled axes, with all padding that windows read."""
         return tuple(max(axis.reach, axis.size) for axis in self.axes if not axis.is_identity)
 
     @property
+    def pooled(self) -> tuple[int, ...]:
+        """The axes along which a window is not simply its own element."""
+        return tuple(i for i, axis in enumerate(self.axes) if not axis.is_identity)
+
+    @property
     def taps(self) -> int:
-        """Taps of one window, numbered 0 .. taps - 1 in row-major order; `taps` means no winner."""
+        """How many taps one window has; their numbers are 0 .. taps - 1 in row-major order."""
         return math.prod(axis.window for axis in self.axes)
 
-
-class Step(NamedTuple):
-    """One of the small poolings that a large one is divided into. Its taps are elements, or blocks of elements.
-
-    Tap j of the step is the block of taps `j * block_stride` to `j * block_stride + block - 1` of the whole window.
-    With block = 1 it is a single element.
-    """
-
-    geometry: Geometry
-    block_stride: int
-    block: int
-    reduced_axes: tuple[int, ...] = ()  # the axes, if this step is a reduction along them
-
     @property
-    def taps(self) -> int:
-        """How many elements or blocks it compares."""
-        return self.geometry.taps
-
-    @property
-    def no_winner(self) -> int:
-        """The number after the last tap of the last block."""
-        return (self.taps - 1) * self.block_stride + self.block
+    def tap_strides(self) -> tuple[int, ...]:
+        """By how much the numbers of neighbouring taps along each axis differ."""
+        return tuple(math.prod(axis.window for axis in self.axes[i + 1 :]) for i in range(len(self.axes)))
 
 
 def resolve(
@@ -156,6 +149,24 @@ def identity(size: int) -> Axis:
     return Axis(size, 1, 1, 1, 0, size)
 
 
+def adaptive(sizes: Sequence[int], outputs: Sequence[int]) -> Geometry:
+    """The pooling to `outputs` windows along each axis; window i of o reads from floor(i n/o) to ceil((i+1) n/o) - 1.
+
+    Where all windows are adjacent and of one size, the axis is a regular one.
+    """
+    return Geometry(tuple(map(_adaptive_axis, sizes, outputs)))
+
+
+def _adaptive_axis(size: int, output: int) -> Axis:
+    if size == output:
+        return identity(size)
+    if size % output == 0:
+        return Axis(size, size // output, size // output, 1, 0, output)
+    common = math.gcd(size, output)
+    window = (size // common + output // common - 2) // (output // common) + 1  # of the largest window
+    return Axis(size, window, 0, 1, 0, output, parts=1)
+
+
 def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode: bool) -> tuple[Axis, int]:
     """One axis, and the size of its padded input: lax's rules for "SAME" and "SAME_LOWER", torch's for ceil_mode."""
     span = (window - 1) * dilation + 1
@@ -172,16 +183,16 @@ def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode
             output = -(-(padded - span) // stride) + 1
             if (output - 1) * stride >= size + low:  # the last window would start beyond the input
                 output -= 1
-    stride, low = _nearer(size, span, stride, low, output)
+    stride, low = _close_together(size, span, stride, low, output)
     # A single window may have any stride. With its extent as the stride, windows share no element.
     return Axis(size, window, stride if output > 1 else span, dilation, low, output), padded
 
 
-def _nearer(size: int, span: int, stride: int, low: int, output: int) -> tuple[int, int]:
+def _close_together(size: int, span: int, stride: int, low: int, output: int) -> tuple[int, int]:
     """The smallest stride, and its `low`, at which every window reads the same elements.
 
     If windows are farther apart than size + span, at most one reads elements, and it does not matter how much padding
-    is between the others. So huge strides and padding do not make a huge array.
+    is between the others. So huge strides and padding do not make a huge array, and their positions fit int32.
     """
     last = min(output - 1, (size - 1 + low) // stride)  # the last window that begins before the end of the input
     begin = max(last * stride - low, -span)

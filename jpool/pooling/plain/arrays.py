@@ -1,11 +1,47 @@
-"""Small functions of arrays: constants, padding, and the dtype of sums."""
+"""Small functions of arrays: reading at static indices, tables as arrays, the value of padding, the dtype of sums."""
+
+import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jpool.pooling.integers import arguments
 from jpool.pooling.integers.geometry import Geometry
+
+
+def take(array: jax.Array, i: int, index: np.ndarray) -> jax.Array:
+    """The array at static indices along axis i; they are traced only if many windows cover an element."""
+    if array.shape[i] == 1:
+        return lax.broadcast_in_dim(array, (*array.shape[:i], len(index), *array.shape[i + 1 :]), range(array.ndim))
+    others = tuple(k for k in range(array.ndim) if k != i)
+    numbers = lax.GatherDimensionNumbers(offset_dims=others, collapsed_slice_dims=(i,), start_index_map=(i,))
+    sizes = [1 if k == i else n for k, n in enumerate(array.shape)]
+    in_bounds = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(array, index.astype(np.uint32).reshape(-1, 1), numbers, sizes, mode=in_bounds)
+
+
+def sum_of_tables(tables: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """An array whose element at (a, b, ..) is the sum of the numbers at a, b, .. in the tables (axis, numbers)."""
+    constant, total = 0, None
+    for i, numbers in tables:
+        if isinstance(numbers, np.ndarray) and (numbers == numbers[:1]).all():
+            constant += int(numbers[:1].sum())  # 0 if it is empty
+        else:
+            along = lax.broadcast_in_dim(numbers.astype(dtype), shape, (i,))
+            total = along if total is None else lax.add(total, along)
+    if total is None:
+        return lax.full(shape, constant, dtype)
+    return lax.add(total, lax.full_like(total, constant)) if constant else total
+
+
+def flat_indices(example_shape: tuple[int, ...], channel_axis: int | None) -> jax.Array:
+    """The flat row-major index of every element in the spatial grid of its channel, int32."""
+    spatial = arguments.without_channels(example_shape, channel_axis)
+    grid = lax.iota(jnp.int32, math.prod(spatial)).reshape(spatial)
+    return lax.broadcast_in_dim(grid, example_shape, arguments.spatial_axes(len(example_shape), channel_axis))
 
 
 def padding_value(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
@@ -21,26 +57,6 @@ def padding_value(geometry: Geometry, dtype: np.dtype) -> np.ndarray:
         return limit
     infinity = np.array(np.inf if geometry.minimum else -np.inf, dtype)
     return infinity if np.isinf(infinity.astype(np.float32)) else limit
-
-
-def filled(like: jax.Array, number: np.ndarray | float) -> jax.Array:
-    """One number everywhere, with the shape and dtype of an array."""
-    return lax.broadcast(np.asarray(number, like.dtype), like.shape)
-
-
-def spread_along(i: int, numbers: np.ndarray, like: jax.Array) -> jax.Array:
-    """Broadcasts numbers or bools along axis i, or one for all, to the shape of `like`; numbers take its dtype."""
-    dtype = bool if numbers.dtype == bool else like.dtype
-    if numbers.size == 1:
-        return lax.broadcast(numbers.astype(dtype).reshape(()), like.shape)
-    return lax.broadcast_in_dim(numbers.astype(dtype), like.shape, (i,))
-
-
-def pad(array: jax.Array, config: list[tuple[int, int, int]], value: int | np.ndarray) -> jax.Array:
-    """`lax.pad`, except that an array without padding is returned as it is."""
-    if all(entry == (0, 0, 0) for entry in config):
-        return array
-    return lax.pad(array, np.asarray(value, array.dtype), config)
 
 
 def to_accumulator(array: jax.Array) -> jax.Array:

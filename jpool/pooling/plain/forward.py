@@ -1,111 +1,114 @@
-"""The forward pass: `select` finds the value and the winner of every window of one example.
+"""The forward pass: `select_step` finds the value and the winner of every window of one example.
 
-    select :: (geometry; x) -> (values, winners)        (static arguments; arrays)
+    select_step :: (pooling; x) -> (values, winners)        (static arguments; arrays)
 
-Pad x, so that no window overhangs. Walk the taps of the window in row-major order: one strided slice reads one tap of
-all windows. Keep the larger value and the number of its tap, the winner; the rule for ties decides between equal
+Walk the taps of the window in row-major order. One tap of all windows is one array, read at the elements in the table
+(see `tables`). Keep the larger value and the number of its tap, the winner; the rule for ties decides between equal
 values. The backward pass needs only the winners.
 
     x = [3, 1, 4, 1, 5, 9], window 2, stride 2         tap 0 of all windows: [3, 4, 5]
     values = [3, 4, 9], winners = [0, 0, 1]            tap 1 of all windows: [1, 1, 9]
-
-A window of more than 9 taps is pooled in steps: one axis after the other, and a long axis block by block (see `steps`).
-Each step pools the result of the step before. This is the plain algorithm, which GPUs and TPUs run as it is here.
-`cpu.forward` computes the same, arranged for XLA:CPU.
 """
 
-from functools import reduce
+from collections.abc import Iterable
+from functools import partial, reduce
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jpool.pooling.integers.geometry import Geometry, Step
-from jpool.pooling.plain.arrays import padding_value
-from jpool.pooling.plain.steps import DEFAULT, Arrangement, steps
+from jpool.pooling.integers.geometry import Axis, Geometry
+from jpool.pooling.integers.tables import all_padding, reads, real_taps
+from jpool.pooling.plain.arrays import padding_value, sum_of_tables, take
+from jpool.pooling.plain.reductions import reduce_step
+from jpool.pooling.plain.steps import is_reduction
 from jpool.pooling.plain.ties import RULES, Candidate
-from jpool.pooling.plain.windows import pad_for_windows, read_tap
 
-# One array of tap numbers; if ties are split, an array of bit masks for every step, with a bit for each tap of the
-# step.
-Winners = tuple[jax.Array, ...]
+Index = tuple[int, ...]  # of a tap, along each pooled axis
+Taps = Iterable[tuple[Index, jax.Array]]  # in row-major order, and what all windows read there
 
 
-def select(geometry: Geometry, x: jax.Array, arrangement: Arrangement = DEFAULT) -> tuple[jax.Array, Winners]:
-    """Finds the maximum of every window of one example, or the minimum if geometry.minimum, and the tap that holds it.
+def select_step(pooling: Geometry, x: jax.Array, taps: Taps | None = None) -> Candidate:
+    """The values and the winners; those of a window of padding alone are the value of padding, and no winner.
 
     Args:
-      geometry: the pooling.
-      x: one example, shape `geometry.example_shape`, any real dtype.
-      arrangement: what differs between platforms: how large windows are divided into steps.
+      pooling: one step of a pooling.
+      x: one example, shape `pooling.example_shape`, any real dtype.
+      taps: what windows read; by default at the elements in the table.
 
     Returns:
-      values: shape `geometry.values_shape`, dtype of x. That of an all-padding window is the value of padding: -inf, or
-        the lowest of the dtype.
-      winners: see `Winners`. The number of an all-padding window is `geometry.taps`: no winner.
+      values: shape `pooling.values_shape`, dtype of x.
+      winners: the same shape, see `ties`.
     """
-    rule, padding = RULES[geometry.ties], padding_value(geometry, x.dtype)
-    values, winners = x, list[jax.Array]()
-    for step in steps(geometry, arrangement):
-        inner = None if rule.masks or not winners else winners.pop()  # of the step before: inside each block
-        values, step_winners = _select_step(geometry, step, values, inner, padding)
-        if rule.masks:  # they belong to this step; numbers are those of the whole window, and final after the last step
-            step_winners = rule.resolve_padding(step.geometry, values, step_winners, padding)
-        winners.append(step_winners)
-    if not rule.masks:
-        winners = [rule.resolve_padding(geometry, values, winners[0], padding)]
-    return values, tuple(winners)
+    if is_reduction(pooling):
+        return reduce_step(pooling, x)
+    dtype = RULES[pooling.ties].winners_dtype(pooling)
+    numbered = ((value, tap_numbers(pooling, index, dtype)) for index, value in taps or read_taps(pooling, x))
+    return settle_no_winner(pooling, best_of(pooling, numbered), padding_value(pooling, x.dtype))
 
 
-def select_values(geometry: Geometry, x: jax.Array, arrangement: Arrangement = DEFAULT) -> jax.Array:
-    """The values only; XLA removes the winners, which are not read."""
-    return select(geometry, x, arrangement)[0]
+def read_taps(pooling: Geometry, x: jax.Array) -> Taps:
+    """Every tap of the window, read at the elements in the table."""
+
+    def along(pooled: Index, index: Index, array: jax.Array) -> Taps:
+        if not pooled:
+            yield index, array
+            return
+        i, *others = pooled
+        for tap in real_taps(pooling.axes[i]):
+            yield from along(tuple(others), (*index, tap), read_tap(pooling.axes[i], i, tap, array))
+
+    return along(pooling.pooled, (), x)
 
 
-def _select_step(
-    geometry: Geometry, step: Step, values: jax.Array, inner: jax.Array | None, padding: np.ndarray
-) -> Candidate:
-    """Pools elements, or blocks given by their values and the winners inside them."""
-    if step.reduced_axes:
-        return reduce_axes(geometry, step, values, inner, padding)
-    rule, axes = RULES[geometry.ties], step.geometry.axes
-    values = pad_for_windows(axes, values, padding)
-    inner = None if inner is None else pad_for_windows(axes, inner, 0)  # any number: `resolve_padding` replaces it
-
-    def candidate(tap: int, index: tuple[int, ...]) -> Candidate:
-        value = read_tap(axes, index, values)
-        return value, rule.mark(geometry, step, tap, value, None if inner is None else read_tap(axes, index, inner))
-
-    candidates = map(candidate, range(step.taps), np.ndindex(*(axis.window for axis in axes)))
-    return reduce(lambda best, later: rule.combine(geometry, best, later), candidates)
+def read_tap(axis: Axis, i: int, tap: int, array: jax.Array) -> jax.Array:
+    """The element that every window reads at a tap, along axis i: a strided slice if all windows are regular."""
+    if not axis.is_regular:
+        return take(array, i, reads(axis, tap).elements)
+    start = tap * axis.dilation - axis.low
+    stop = start + (axis.output - 1) * axis.stride + 1
+    # XLA's partitioner reads a sharded axis wrongly where a slice of one element has a stride larger than 1.
+    return lax.slice_in_dim(array, start, stop, axis.stride if axis.output > 1 else 1, i)
 
 
-def reduce_axes(
-    geometry: Geometry, step: Step, values: jax.Array, inner: jax.Array | None, padding: np.ndarray
-) -> Candidate:
-    """`_select_step` along axes that one window covers completely, for rules with one winner: a `lax.reduce`.
-
-    Its order is free, so two candidates are ordered by their marks.
-    """
-    rule = RULES[geometry.ties]
-    marks = marks_of_all_taps(geometry, step, values.shape, inner)
-
-    def combine(a: Candidate, b: Candidate) -> Candidate:
-        in_order = lax.le(a[1], b[1])
-        first = lax.select(in_order, a[0], b[0]), lax.select(in_order, a[1], b[1])
-        second = lax.select(in_order, b[0], a[0]), lax.select(in_order, b[1], a[1])
-        return rule.combine(geometry, first, second)
-
-    # The initial candidate loses to every element, also to an equal one: its mark is the first, or one after the last.
-    init = padding, np.asarray(0 if rule.last_wins else geometry.taps, marks.dtype)
-    result = lax.reduce((values, marks), init, combine, step.reduced_axes)
-    return result[0].reshape(step.geometry.values_shape), result[1].reshape(step.geometry.values_shape)
+def tap_numbers(pooling: Geometry, index: Index, dtype: np.dtype, *, replaced: bool = True) -> jax.Array:
+    """The number of this tap of every window; in the padding that of the tap that replaces it, or of no tap."""
+    tables = []
+    for i, tap in zip(pooling.pooled, index, strict=True):
+        taps = reads(pooling.axes[i], tap).taps
+        numbers = taps * pooling.tap_strides[i]
+        tables.append((i, numbers if replaced else np.where(taps == tap, numbers, no_tap(pooling))))
+    return sum_of_tables(tables, pooling.values_shape, dtype)
 
 
-def marks_of_all_taps(geometry: Geometry, step: Step, shape: tuple[int, ...], inner: jax.Array | None) -> jax.Array:
-    """`rule.mark` of every element or block of a reduction, at once."""
-    dtype = RULES[geometry.ties].winners_dtype(geometry)
-    window = [step.geometry.axes[i].window for i in step.reduced_axes]
-    marks = lax.mul(lax.iota(dtype, step.taps), np.asarray(step.block_stride, dtype)).reshape(window)
-    marks = lax.broadcast_in_dim(marks, shape, step.reduced_axes)
-    return marks if inner is None else lax.add(marks, inner)
+def no_tap(pooling: Geometry) -> int:
+    """A number with which no sum is the number of a tap, or of no winner."""
+    return pooling.taps + 1
+
+
+def number_dtype(pooling: Geometry) -> np.dtype:
+    """The dtype of sums of numbers of taps, and of `no_tap`."""
+    return np.min_scalar_type((len(pooling.pooled) + 1) * no_tap(pooling))
+
+
+def best_of(pooling: Geometry, numbered: Iterable[tuple[jax.Array, jax.Array]]) -> Candidate:
+    """The best of all taps by the rule for ties, from their values and numbers, for windows with a real element."""
+    rule = RULES[pooling.ties]
+    dtype = rule.winners_dtype(pooling)
+    candidates = ((value, rule.winner(number, dtype)) for value, number in numbered)
+    return reduce(partial(rule.choose, pooling), candidates)
+
+
+def settle_no_winner(pooling: Geometry, best: Candidate, padding: np.ndarray) -> Candidate:
+    """Windows of padding alone get the value of padding and no winner; NaNs have none if by the rule no NaN wins."""
+    rule, (values, winners) = RULES[pooling.ties], best
+    no_winner = lax.full_like(winners, rule.no_winner(pooling))
+    for i in pooling.pooled:
+        if (empty := all_padding(pooling.axes[i])).any():
+            here = lax.broadcast_in_dim(empty, values.shape, (i,))
+            values = lax.select(here, lax.full_like(values, padding.astype(values.dtype)), values)
+            winners = lax.select(here, no_winner, winners)
+    if not rule.nan_wins and jnp.issubdtype(values.dtype, jnp.floating):
+        winners = lax.select(lax.eq(values, values), winners, no_winner)
+    return values, winners
