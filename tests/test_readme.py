@@ -112,7 +112,7 @@ def test_every_module_has_a_row_in_the_order_of_its_package():
     links = re.findall(r"\]\(([^)]+)\)", REFERENCE)
     modules = {path.relative_to(ROOT / "jpool").as_posix() for path in (ROOT / "jpool").rglob("*.py")}
     described = {path for path in modules if "/cpu/" not in path and not path.endswith("__init__.py")}
-    packages = {"pooling/__init__.py", "pooling/cpu/__init__.py", "per_example/__init__.py"}
+    packages = {f"pooling/{name}__init__.py" for name in ("", "cpu/", "gpu/", "tpu/")} | {"per_example/__init__.py"}
     assert described | packages <= set(links)
     for package in (jpool.pooling, jpool.per_example):
         name = package.__name__.rpartition(".")[2]
