@@ -16,16 +16,23 @@ ROOT = Path(__file__).parents[2]
 COMPILERS = all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin"))
 needs_compilers = pytest.mark.skipif(not COMPILERS, reason="the compilers for accelerators are not installed")
 
+TIMES = {  # at most, the estimated time as a multiple of the lower bound; for a TPU, thousand cycles
+    "LeNet 2x2/2": (1.05, 148), "VGG 2x2/2": (1.05, 914), "AlexNet 3x3/2": (1.05, 1349), "ResNet 3x3/2 pad 1": (1.05, 3638),
+    "Inception 3x3/1 pad 1": (1.15, 968), "SPPF 5x5/1 pad 2": (2.05, 342), "SPP 13x13/1 pad 6": (4.5, 714),
+    "3-D U-Net 2x2x2/2": (1.05, 4782), "WaveNet 4/4": (1.05, 2063), "31x31/1 SAME": (5.8, 1900), "ResNet, bfloat16": (1.7, 2882),
+    "ResNet, channels first": (1.05, 5412), "3x3/2, dilation 2": (1.5, 2793), "Inception 3x3/1 pad 1, forward only": (1.1, 308),
+    "max_unpool with the geometry": (1.1, 720), "adaptive_max_pool 30x30 to 7x7": (2.0, 250),
+}  # fmt: skip
 EXPECTED = {  # kernels on the H100, and bytes as a multiple of the lower bound
     "LeNet 2x2/2": (2, 1.00), "VGG 2x2/2": (2, 1.00), "WaveNet 4/4": (2, 1.00), "3-D U-Net 2x2x2/2": (2, 1.00),
     "AlexNet 3x3/2": (2, 1.00), "ResNet 3x3/2 pad 1": (2, 1.00), "Inception 3x3/1 pad 1": (2, 1.00),
     "ResNet, bfloat16": (2, 1.00), "ResNet, channels first": (2, 1.00), "3x3/2, dilation 2": (2, 1.00),
-    "SPPF 5x5/1 pad 2": (4, 2.11), "SPP 13x13/1 pad 6": (4, 2.11), "31x31/1 SAME": (8, 5.39),
+    "SPPF 5x5/1 pad 2": (4, 2.00), "SPP 13x13/1 pad 6": (8, 4.30), "31x31/1 SAME": (12, 5.74),
     'VGG, ties="last"': (2, 1.00), 'VGG, ties="split"': (2, 1.00), 'VGG, ties="none"': (2, 1.00),
     "VGG, min_pool": (2, 1.00), "VGG 2x2/2, forward only": (1, 1.00), "ResNet 3x3/2 pad 1, forward only": (1, 1.00),
     "Inception 3x3/1 pad 1, forward only": (1, 1.00), "SPPF 5x5/1 pad 2, forward only": (2, 2.00),
     "max_pool_with_argmax, forward": (1, 1.00), "forward_mode, values and tangent": (1, 1.00),
-    "max_unpool with the geometry": (2, 1.00), "adaptive_max_pool 30x30 to 7x7": (8, 2.65), "global_max_pool": (2, 1.00),
+    "max_unpool with the geometry": (2, 1.00), "adaptive_max_pool 30x30 to 7x7": (4, 1.49), "global_max_pool": (2, 1.00),
 }  # fmt: skip
 
 
@@ -48,11 +55,13 @@ def test_every_program_has_the_expected_kernels_and_bytes(tmp_path):
     assert printed.startswith("compiled, not timed, for an H100 and a TPU v5e")
     assert (tmp_path / "programs.png").read_bytes().startswith(b"\x89PNG")
     kernels_and_bytes = {name: (row["jpool"]["kernels"], round(row["jpool"]["bytes"], 2)) for name, row in rows.items()}
-    assert kernels_and_bytes.pop("max_unpool without it")[0] > 20
+    del kernels_and_bytes["max_unpool without it"]  # a scatter, whose bytes depend on argmax
     assert kernels_and_bytes == EXPECTED
-    ours = [row["jpool"] for row in rows.values()]
-    assert not any(row["scatter"] for row in ours)
-    assert [name for name, row in rows.items() if row["jpool"]["while"]] == ["max_unpool without it"]
+    assert [name for name, row in rows.items() if row["jpool"]["scatter"]] == ["max_unpool without it"]
+    assert not any(row["jpool"]["while"] for row in rows.values())
+    for name, (time, cycles) in TIMES.items():
+        assert rows[name]["jpool"]["time"] <= time, name
+        assert rows[name]["jpool"]["tpu_cycles"] <= 1000 * cycles, name
     with_gradient = {name: row for name, row in rows.items() if "forward only" not in name and "tangent" not in name}
     theirs = [row["lax"] for row in with_gradient.values() if "lax" in row]
     assert all(row["scatter"] for row in theirs)
