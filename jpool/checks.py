@@ -1,4 +1,4 @@
-"""Checks of arguments that all public functions share. No array and no jax in this module.
+"""Checks of arguments that all public functions share. No jax in this module.
 
 One policy for every function: an argument of the wrong kind is a TypeError, one of the right kind with a wrong value is
 a ValueError. Both name the function and the argument, show the value, and say what was expected and what to do.
@@ -6,6 +6,8 @@ a ValueError. Both name the function and the argument, show the value, and say w
 
 from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 
 def is_int(value: Any) -> bool:
@@ -24,7 +26,7 @@ def positive_int(function: str, argument: str, value: Any, otherwise: str = "") 
 
 def check_flag(function: str, argument: str, value: Any) -> None:
     """True or False, Python's or NumPy's."""
-    if not (isinstance(value, bool) or type(value).__name__ == "bool"):  # NumPy 2 calls its own type bool as well
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{function}: {argument} must be True or False; got {shown(value)}.")
 
 

@@ -2,13 +2,14 @@
 
     over_devices(function) :: (params, batch) -> what function returns for each device's part of the batch
 
-If a batch is on several devices, JAX's partitioner decides what each of them computes. With an Auto mesh (jax 0.10.2 to
-0.12.0.1) it silently computes wrong gradients of a convolution's weights for every example outside the first device.
-Inside `jax.shard_map` every device maps its own examples, as a single device would. A batch on several devices without
-a mesh is refused where it can be detected: shardings given to a surrounding `jax.jit` cannot.
+Inside `jax.shard_map` every device maps its own examples, as a single device would. Arrays that are split over devices
+without a mesh given are refused where that can be detected: XLA's partitioner then decides what each device computes,
+and reads convolutions with groups wrongly in some layouts (see `convolutions`).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jpool.jax_extensions import mark_varying, varying_axes
+from jpool.jax_extensions import is_traced, mark_varying, varying_axes
 
 Shape = tuple[int, ...]
 
@@ -72,7 +73,7 @@ def check_mesh(name: str, mesh: Any, axis_name: str) -> None:
 
 
 def check_batch(name: str, batch: Any, mesh: Mesh | None, axis_name: str) -> None:
-    """Refuses arrays without a common first axis, not divisible over the mesh, or on several devices without a mesh."""
+    """Refuses arrays without a common first axis, or not divisible over the mesh."""
     batch_shapes = shapes(batch)
     if not batch_shapes or not share_first_axis(batch_shapes):
         raise ValueError(
@@ -81,7 +82,7 @@ def check_batch(name: str, batch: Any, mesh: Mesh | None, axis_name: str) -> Non
             + "Give the inputs of the loss after the first argument, and close over what all examples share."
         )
     if mesh is None:
-        return _check_one_device(name, batch)
+        return
     size, devices = batch_shapes[0][0], mesh.shape[axis_name]
     if size % devices:
         raise ValueError(
@@ -89,25 +90,81 @@ def check_batch(name: str, batch: Any, mesh: Mesh | None, axis_name: str) -> Non
             f"batch of {size}. Pad it to {size + -size % devices} examples and leave the padding out by weights, 1 for "
             "an example and 0 for padding: gradient_statistics and the step of make_train_step take weights=."
         )
-    return None
 
 
-def _check_one_device(name: str, batch: Any) -> None:
-    """Reads what is available while tracing as well: the mesh in an argument's type, and the mesh set as context."""
-    meshes = [("a mesh is set as context", "call it outside of jax.set_mesh", jax.sharding.get_abstract_mesh())]
-    one_device = "move the batch to one device: jax.device_put(batch, jax.devices()[0])"
-    meshes += [
-        (f"an array of shape {jnp.shape(leaf)} is on several devices", one_device, jax.typeof(leaf).sharding.mesh)
-        for leaf in jax.tree.leaves(batch)
-    ]
-    for what, or_else, mesh in meshes:
-        open_axes = [
-            axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual
-        ]
-        if any(mesh.shape[axis] > 1 for axis in open_axes):
-            axis_name = "" if "data" in open_axes else f", axis_name={open_axes[0]!r}"
+def check_places(name: str, mesh: Mesh | None, **arguments: Any) -> None:
+    """Refuses arrays that are split over devices, or on different devices. With a mesh they may be anywhere.
+
+    Reads what is available while tracing as well: the mesh in an array's type, and the mesh set as context. Parameters
+    may be on all devices, but not split; whether they are cannot be read while tracing with an Auto mesh.
+    """
+    if mesh is not None:
+        return
+    context = jax.sharding.get_abstract_mesh()
+    _refuse_mesh(name, context, "a mesh is set as context", "", "call it outside of jax.set_mesh")
+    seen: dict[frozenset[Any], tuple[str, int]] = {}
+    for argument, tree in arguments.items():
+        for i, leaf in enumerate(jax.tree.leaves(tree)):
+            if not isinstance(leaf, jax.Array):
+                continue
+            if argument in ("batch", "weights") or _is_split(leaf):
+                where, what = jax.typeof(leaf).sharding.mesh, f"an array of shape {leaf.shape} is on several devices"
+                move = f"move the {argument} to one device: jax.device_put({argument}, jax.devices()[0])"
+                _refuse_mesh(name, where, what, f" as part of {argument}", move)
+            if not is_traced(leaf) and leaf.committed:
+                seen.setdefault(frozenset(leaf.sharding.device_set), (argument, i))
+    if len(seen) > 1:
+        (some, first), (others, second), *_ = (
+            (_listed(devices), _path(argument, arguments[argument], i)) for devices, (argument, i) in seen.items()
+        )
+        raise ValueError(
+            f"{name}: all arrays must be on the same devices; got {first} on {some} and {second} on {others}. Move one "
+            f"of them, for example by jax.device_put({second}, {first}.sharding); or split the examples over a mesh: "
+            f"{_maker(name)}(..., mesh=mesh), which puts every array where it is needed."
+        )
+
+
+def _is_split(array: jax.Array) -> bool:
+    """Whether it is known to be split over devices; with an Explicit mesh, every operation has to state how."""
+    is_explicit = AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
+    return is_explicit or not (is_traced(array) or array.sharding.is_fully_replicated)
+
+
+def _refuse_mesh(name: str, mesh: Any, what: str, where: str, or_else: str) -> None:
+    axes = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
+    if any(mesh.shape[axis] > 1 for axis in axes):
+        axis_name = "" if "data" in axes else f", axis_name={axes[0]!r}"
+        raise ValueError(
+            f"{name}: {what} ({dict(mesh.shape)}){where}, where JAX's own partitioner can silently return wrong "
+            "per-example gradients. Give the mesh to split the examples over: "
+            f"{_maker(name)}(..., mesh=mesh{axis_name}); or {or_else}."
+        )
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Explains JAX's errors about devices. The arguments have been checked, so what is left is what the loss reads."""
+    try:
+        yield
+    except Exception as error:
+        if re.search(r"Closing over inputs to shard_map|(?i:device.?assignment)|incompatible devices", str(error)):
             raise ValueError(
-                f"{name}: {what} ({dict(mesh.shape)}), where JAX's own partitioner can silently return wrong "
-                f"per-example gradients. Give the mesh to split the examples over: {name}(..., mesh=mesh{axis_name}); "
-                f"or {or_else}."
-            )
+                f"{name}: loss must not close over arrays of an Explicit mesh, or on other devices than its arguments. "
+                "Give them to it in params or in the batch."
+            ) from error
+        raise
+
+
+def _maker(name: str) -> str:
+    """The function that takes a mesh: that of "make_train_step's step" is make_train_step."""
+    return name.removesuffix("'s step")
+
+
+def _listed(devices: frozenset[Any]) -> str:
+    names = sorted(map(str, devices))
+    return names[0] if len(names) == 1 else f"{len(names)} devices"
+
+
+def _path(argument: str, tree: Any, i: int) -> str:
+    """The name of a leaf, such as `params['w']`; a batch is (positional, by keyword), whose names say enough."""
+    return argument + jax.tree_util.keystr(jax.tree.leaves_with_path(tree)[i][0])

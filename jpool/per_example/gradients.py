@@ -10,12 +10,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jpool.checks import check_flag
-from jpool.per_example.devices import Shape, check_batch, check_mesh, over_devices, shapes, share_first_axis, vary_like
+from jpool.per_example.convolutions import with_channels_last
+from jpool.per_example.devices import (
+    Shape,
+    check_batch,
+    check_mesh,
+    check_places,
+    explained,
+    over_devices,
+    shapes,
+    share_first_axis,
+    vary_like,
+)
 from jpool.per_example.inputs import check_kinds, check_loss, check_params, with_checked_result
 
 
@@ -82,11 +94,13 @@ def per_example_value_and_grad(
     on_one_device = vmapped_value_and_grad(name, loss, bool(has_aux))
     mapped = on_one_device if mesh is None else over_devices(on_one_device, mesh, axis_name, P(axis_name))
 
-    def value_and_grad(params: Any, *batch: Any, **named: Any) -> tuple[Any, Any]:
+    def value_and_grad(params: Any, /, *batch: Any, **named: Any) -> tuple[Any, Any]:
         check_params(name, params)
         check_kinds(name, (batch, named))
         check_batch(name, (batch, named), mesh, axis_name)
-        return mapped(params, (batch, named))
+        check_places(name, mesh, params=params, batch=(batch, named))
+        with explained(name):
+            return mapped(params, (batch, named))
 
     return value_and_grad
 
@@ -101,7 +115,8 @@ def vmapped_value_and_grad(
         positional, named = example
         return value_and_grad(params, *positional, **named)
 
-    return lambda params, batch: jax.vmap(of_example, (None, 0))(vary_like(params, batch), batch)
+    mapped = with_channels_last(jax.vmap(of_example, (None, 0)))
+    return lambda params, batch: mapped(vary_like(params, batch), batch)
 
 
 def mean_over_examples() -> optax.GradientTransformation:
@@ -111,9 +126,9 @@ def mean_over_examples() -> optax.GradientTransformation:
     A mean over gradients is exact; a mean over activations or errors is wrong through anything non-linear.
 
     Its `update(updates, state, params=None)` takes a pytree whose leaves all have a leading axis of B >= 1 examples,
-    and removes that axis. It has no state. Dtypes are kept; 16-bit gradients are added up in float32. Gradients that
-    already have the shapes of params are returned unchanged, so that a chain that starts with it is also an optimiser
-    for `make_train_step`, which averages the gradients itself.
+    and removes that axis. It has no state. Dtypes are kept; 16-bit and 8-bit gradients are added up in float32.
+    Gradients that already have the shapes of params are returned unchanged, so that a chain that starts with it is also
+    an optimiser for `make_train_step`, which averages the gradients itself.
 
     Raises:
       ValueError: (from update) the leaves do not share a leading axis, it has length 0, or, where params are given, the
@@ -134,9 +149,14 @@ def mean_over_examples() -> optax.GradientTransformation:
         if params is not None and shapes(updates) == shapes(params):
             return updates
         _check_gradients(shapes(updates), None if params is None else shapes(params))
-        return jax.tree.map(lambda gradient: gradient.mean(axis=0), updates)
+        return jax.tree.map(_mean, updates)
 
     return optax.stateless(update)
+
+
+def _mean(gradient: jax.Array) -> jax.Array:
+    accumulator = jnp.float32 if gradient.dtype.itemsize < 4 else gradient.dtype
+    return gradient.mean(axis=0, dtype=accumulator).astype(gradient.dtype)
 
 
 def _check_gradients(leaves: list[Shape], expected: list[Shape] | None) -> None:

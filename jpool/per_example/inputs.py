@@ -13,6 +13,8 @@ import numpy as np
 
 from jpool.jax_extensions import is_traced
 
+LONG = (np.dtype(np.longdouble), np.dtype(np.clongdouble))  # which JAX does not have
+
 
 def check_loss(name: str, loss: Any) -> None:
     """Refuses a loss that cannot be called."""
@@ -29,7 +31,7 @@ def check_optimizer(name: str, optimizer: Any) -> None:
 def with_checked_result(name: str, loss: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     """The same loss; a result that is not one float, or (float, aux) with has_aux, is an error."""
 
-    def checked(params: Any, *example: Any, **named: Any) -> Any:
+    def checked(params: Any, /, *example: Any, **named: Any) -> Any:
         result = loss(params, *example, **named)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
@@ -47,6 +49,9 @@ def with_checked_result(name: str, loss: Callable[..., Any], has_aux: bool) -> C
                 f"{name}: loss must return a float, because other dtypes have no gradient; got {described(value)}. "
                 "Convert it, for example by .astype(float), or take the real part."
             )
+        if has_aux:
+            advice = "Return arrays, and close over the rest."
+            _refuse_first(name, "aux", result[1], lambda leaf: not _is_array(leaf), "must hold arrays", advice)
         return result
 
     return checked
@@ -74,11 +79,9 @@ def check_floats(name: str, argument: str, params: Any) -> None:
 
 def check_kinds(name: str, batch: tuple[Any, Any]) -> None:
     """Refuses leaves of a batch, (positional, by keyword), that are not arrays of numbers or of random keys."""
-    is_key = lambda leaf: isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    wrong = lambda leaf: not (_is_numbers(leaf) or is_key(leaf))  # noqa: E731
     for part in batch:
         advice = "Encode it as numbers, or leave it out."
-        _refuse_first(name, "batch", part, wrong, "must hold arrays of numbers", advice)
+        _refuse_first(name, "batch", part, lambda leaf: not _is_array(leaf), "must hold arrays of numbers", advice)
         check_alive(name, "batch", part)
 
 
@@ -90,8 +93,8 @@ def check_alive(name: str, argument: str, tree: Any) -> None:
     _refuse_first(name, argument, tree, dead, deleted, f"{returned}.", ValueError)
 
 
-def as_weights(name: str, weights: Any) -> jax.Array | None:
-    """The weights as an array of numbers; None stays None."""
+def read_weights(name: str, weights: Any) -> Any:
+    """The weights as an array of numbers, still in their own dtype; None stays None."""
     if weights is None:
         return None
     expected = f"{name}: weights must be an array of zeros and ones, one for each example"
@@ -103,7 +106,12 @@ def as_weights(name: str, weights: Any) -> jax.Array | None:
     if isinstance(weights, np.ma.MaskedArray) or not _is_numbers(array) or jnp.iscomplexobj(array):
         raise TypeError(f"{expected}; got {described(weights)}. {advice}")
     check_alive(name, "weights", array)
-    return jnp.asarray(array)
+    return array
+
+
+def as_mask(weights: Any) -> jax.Array | None:
+    """Checked weights as an array of JAX. Those of NumPy become bools: JAX would narrow 64-bit numbers."""
+    return weights if weights is None or isinstance(weights, jax.Array) else jnp.asarray(weights != 0)
 
 
 def missing_arguments(error: Exception) -> str:
@@ -127,7 +135,15 @@ def _is_numbers(leaf: Any) -> bool:
         return True
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(leaf, np.ma.MaskedArray):
         return False
-    return leaf.dtype == np.bool_ or jnp.issubdtype(leaf.dtype, np.number)
+    dtype = leaf.dtype
+    if not isinstance(leaf, jax.Array) and (not dtype.isnative or dtype.kind == "m" or dtype in LONG):
+        return False
+    return dtype == np.bool_ or jnp.issubdtype(dtype, np.number)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether JAX makes an array of numbers or of random keys of it."""
+    return _is_numbers(leaf) or (isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _refuse_first(

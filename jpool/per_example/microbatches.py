@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jpool.per_example.cpu_convolutions import with_fast_convolutions
-
 SUMS_AND_ROWS = (optax.microbatching.AccumulationType.SUM, optax.microbatching.AccumulationType.CONCAT)
 
 
@@ -24,8 +22,10 @@ def in_microbatches(function: Callable[[Any], tuple[Any, Any]], size: int | None
     """
 
     def of_batch(batch: Any) -> tuple[Any, Any]:
+        if size is None:
+            return function(batch)
         count = len(jax.tree.leaves(batch)[0])
-        microbatch = min(size or count, count)
+        microbatch = min(size, count)
         looped = count - count % microbatch
         if looped > microbatch:
             parts = [_loop(function, batch, looped, microbatch)]
@@ -45,7 +45,7 @@ def _loop(function: Callable[[Any], tuple[Any, Any]], batch: Any, stop: int, siz
     def of_indices(indices: jax.Array) -> tuple[Any, Any]:
         return function(jax.tree.map(lambda leaf: leaf.at[indices].get(mode="promise_in_bounds"), batch))
 
-    return optax.microbatching.microbatch(with_fast_convolutions(of_indices), 0, size, SUMS_AND_ROWS)(jnp.arange(stop))
+    return optax.microbatching.microbatch(of_indices, 0, size, SUMS_AND_ROWS)(jnp.arange(stop))
 
 
 def _between(batch: Any, start: int, stop: int) -> Any:

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import export
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jpool.checks import positive_int
+from jpool.checks import is_int, positive_int
 from jpool.jax_extensions import is_traced
-from jpool.per_example.devices import check_batch, check_mesh, over_devices, put, shapes
+from jpool.per_example.devices import check_batch, check_mesh, check_places, explained, over_devices, put, shapes
 from jpool.per_example.gradients import vmapped_value_and_grad
-from jpool.per_example.inputs import as_weights, check_kinds, check_loss, check_params
+from jpool.per_example.inputs import as_mask, check_kinds, check_loss, check_params, read_weights
 from jpool.per_example.microbatches import in_microbatches
 
 
@@ -33,6 +34,9 @@ class GradientStatistics(NamedTuple):
     noise_trace: jax.Array  # unbiased estimate of the trace of the covariance of one example's gradient
     signal: jax.Array  # unbiased estimate of the squared norm of the true gradient
     noise_scale: jax.Array  # noise_trace / signal, in examples
+
+
+export.register_namedtuple_serialization(GradientStatistics, serialized_name="jpool.GradientStatistics")
 
 
 class Totals(NamedTuple):
@@ -114,13 +118,16 @@ def gradient_statistics(
         totals, (losses, squared_norms) = totals_and_rows(params, batch, weights)
         return GradientStatistics(losses, squared_norms, totals.mean(params), *noise(totals))
 
-    def checked(params: Any, *positional: Any, weights: Any = None, **named: Any) -> GradientStatistics:
-        batch, weights = (positional, named), as_weights(name, weights)
+    def checked(params: Any, /, *positional: Any, weights: Any = None, **named: Any) -> GradientStatistics:
+        batch, weights = (positional, named), read_weights(name, weights)
         check_params(name, params)
         check_examples(name, batch, weights, mesh, axis_name)
+        check_places(name, mesh, params=params, batch=batch, weights=weights)
+        weights = as_mask(weights)
         if mesh is not None:
             params, (batch, weights) = put(params, mesh), put((batch, weights), mesh, axis_name)
-        return statistics(params, batch, weights)
+        with explained(name):
+            return statistics(params, batch, weights)
 
     return checked
 
@@ -143,6 +150,10 @@ def gradient_totals(
     """
     value_and_grad = vmapped_value_and_grad(name, loss)
 
+    def squared_norm(loss: jax.Array, gradient: Any) -> jax.Array:
+        # The loss tells how many examples there are, even without parameters, whose squared norm is Python's 0.
+        return jnp.asarray(optax.tree.norm(gradient, squared=True), _accumulator_dtype(gradient))
+
     def of_microbatch(params: Any, batch: Any, weights: Any) -> tuple[Totals, Any]:
         losses, gradients = value_and_grad(params, batch)
         present = jnp.ones(losses.shape, bool) if weights is None else weights.astype(bool)
@@ -150,7 +161,7 @@ def gradient_totals(
             losses, gradients = jax.tree.map(lambda leaf: _or_zero(leaf, present), (losses, gradients))
         accumulator = _accumulator_dtype(gradients)
         gradients = jax.tree.map(lambda leaf: leaf.astype(accumulator), gradients)
-        squared_norms = jax.vmap(lambda gradient: optax.tree.norm(gradient, squared=True))(gradients) if norms else None
+        squared_norms = jax.vmap(squared_norm)(losses, gradients) if norms else None
         rows = present.astype(accumulator), losses.astype(accumulator), squared_norms, gradients
         return Totals(*jax.tree.map(lambda leaf: leaf.sum(axis=0), rows)), (losses, squared_norms)
 
@@ -163,7 +174,16 @@ def gradient_totals(
 
     specs = P(), P(axis_name)
     run = totals_on_device if mesh is None else over_devices(all_reduced_totals, mesh, axis_name, specs)
-    return lambda params, batch, weights: run(params, (batch, weights))
+
+    def totals_and_rows(params: Any, batch: Any, weights: Any) -> tuple[Totals, Any]:
+        if microbatch_size is not None and not is_int(count := shapes(batch)[0][0]):
+            raise ValueError(
+                f"{name}: microbatch_size must be None for a batch of symbolic size, because the number of "
+                f"microbatches must be known; got microbatch_size={microbatch_size} and a batch of {count} examples."
+            )
+        return run(params, (batch, weights))
+
+    return totals_and_rows
 
 
 def check_microbatch_size(name: str, size: Any) -> None:
@@ -193,7 +213,7 @@ def check_examples(
     # Traced weights and those of other processes cannot be read.
     if not is_traced(weights) and getattr(weights, "is_fully_addressable", True):
         values = np.asarray(weights)
-        other = np.setdiff1d(values, (0, 1))
+        other = np.unique(values[(values != 0) & (values != 1)])
         if other.size:
             raise ValueError(
                 f"{name}: weights must be 1 for an example and 0 for padding; got {other.tolist()[:3]} among them. To "

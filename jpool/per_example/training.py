@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import export
 from jax.sharding import Mesh
 
 from jpool.jax_extensions import is_traced
-from jpool.per_example.devices import check_mesh, put
+from jpool.per_example.devices import check_mesh, check_places, explained, put, shapes
 from jpool.per_example.inputs import (
-    as_weights,
+    as_mask,
     check_alive,
     check_floats,
     check_loss,
@@ -25,6 +26,7 @@ from jpool.per_example.inputs import (
     check_params,
     described,
     missing_arguments,
+    read_weights,
 )
 from jpool.per_example.statistics import check_examples, check_microbatch_size, gradient_totals
 
@@ -48,7 +50,7 @@ class TrainState(NamedTuple):
         # With an explicit dtype no leaf is weakly typed. A weak type would become strong in the first step, and the
         # second step would be compiled again.
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
-        return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return _without_shared_buffers(cls(params, optimizer.init(params), jnp.zeros((), jnp.int32)))
 
 
 class Metrics(NamedTuple):
@@ -56,6 +58,10 @@ class Metrics(NamedTuple):
 
     loss: jax.Array  # mean over the batch
     gradient_norm: jax.Array  # Euclidean norm of the mean gradient, over all parameters, in float32 at least
+
+
+export.register_namedtuple_serialization(TrainState, serialized_name="jpool.TrainState")
+export.register_namedtuple_serialization(Metrics, serialized_name="jpool.Metrics")
 
 
 def make_train_step(
@@ -129,20 +135,38 @@ def make_train_step(
     check_microbatch_size(name, microbatch_size)
     of_step = f"{name}'s step"
     totals_and_rows = gradient_totals(of_step, loss, microbatch_size, mesh, axis_name, norms=False)
-    check = partial(check_examples, of_step, mesh=mesh, axis_name=axis_name, may_be_all_zero=False)
 
-    def step(state: TrainState, *positional: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
-        check((positional, named), weights)
+    def check(state: Any, batch: Any, weights: Any) -> None:
+        check_examples(of_step, batch, weights, mesh, axis_name, may_be_all_zero=False)
+        check_places(of_step, mesh, state=state, batch=batch, weights=weights)
+
+    # An argument of the batch may be called state.
+    def step(*arguments: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
+        state, *positional = arguments
+        check(state, (positional, named), weights)
         check_floats(of_step, "state.params", state.params)
+        _check_opt_state(of_step, optimizer, state)
         totals, _ = totals_and_rows(state.params, (positional, named), weights)
         gradient, mean_loss = totals.mean(state.params), totals.loss / totals.examples
         updates, opt_state = _updates(of_step, optimizer, gradient, state, mean_loss)
-        after = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        after = TrainState(optax.apply_updates(state.params, updates), opt_state, optax.safe_increment(state.step))
         if weights is not None:  # without an example there is no step
             after = jax.tree.map(partial(jnp.where, totals.examples > 0), after, state)
         return after, Metrics(mean_loss, optax.tree.norm(totals.unrounded_mean()))
 
     return _Step(of_step, jax.jit(step, donate_argnums=0), check, mesh, axis_name)
+
+
+def _check_opt_state(name: str, optimizer: Any, state: TrainState) -> None:
+    """Refuses the state of another optimiser, or of other parameters."""
+    expected = jax.eval_shape(optimizer.init, state.params)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]
+    if structures[0] != structures[1] or shapes(expected) != shapes(state.opt_state):
+        raise ValueError(
+            f"{name}: state.opt_state must be a state of the step's own optimizer for these parameters; got "
+            f"{state.opt_state!r:.80}. Make the first state by TrainState.create(params, optimizer), with the "
+            "optimizer of the step."
+        )
 
 
 def _updates(name: str, optimizer: Any, gradient: Any, state: TrainState, mean_loss: jax.Array) -> tuple[Any, Any]:
@@ -171,30 +195,34 @@ class _Step:
         self._mesh: Any = mesh
 
     def __call__(
-        self, /, state: TrainState, *positional: Any, weights: Any = None, **named: Any
+        self, state: TrainState, /, *positional: Any, weights: Any = None, **named: Any
     ) -> tuple[TrainState, Metrics]:
-        weights = as_weights(self._name, weights)
+        weights = read_weights(self._name, weights)
         if not isinstance(state, TrainState):
             raise TypeError(
                 f"{self._name}: state must be a TrainState; got {described(state)}. Make the first one by "
                 "TrainState.create(params, optimizer), and then give the one that the step returned."
             )
-        self._check((positional, named), weights)
+        self._check(state, (positional, named), weights)
+        weights = as_mask(weights)
         try:
-            if self._mesh is None:
-                return self._compiled(_without_shared_buffers(state), *positional, weights=weights, **named)
-            return self._on_mesh(state, (positional, named), weights)
+            with explained(self._name):
+                return self._on_devices(state, (positional, named), weights)
         except (TypeError, ValueError, RuntimeError) as error:
             check_floats(self._name, "state.params", state.params)  # here, so that a good call does not wait for it
             if "deleted" in str(error):
                 check_alive(self._name, "state", state)
             raise
 
-    def _on_mesh(self, state: TrainState, batch: Any, weights: Any) -> tuple[TrainState, Metrics]:
+    def _on_devices(self, state: TrainState, batch: Any, weights: Any) -> tuple[TrainState, Metrics]:
+        if self._mesh is None:
+            state, positional, named = _without_shared_buffers((state, *batch))
+            return self._compiled(state, *positional, weights=weights, **named)
         # A moved array may share its buffer on one device with the original, which is deleted below: so copy it.
         copied = lambda leaf, moved: moved if moved is leaf else moved.copy()  # noqa: E731
-        on_mesh = _without_shared_buffers(jax.tree.map(copied, state, put(state, self._mesh)))
-        (positional, named), weights = put((batch, weights), self._mesh, self._axis_name)
+        on_mesh = jax.tree.map(copied, state, put(state, self._mesh))
+        batch, weights = put((batch, weights), self._mesh, self._axis_name)
+        on_mesh, positional, named = _without_shared_buffers((on_mesh, *batch))
         after = self._compiled(on_mesh, *positional, weights=weights, **named)
         for leaf, moved in zip(jax.tree.leaves(state), jax.tree.leaves(on_mesh), strict=True):
             if leaf is not moved and isinstance(leaf, jax.Array) and not is_traced(leaf):
@@ -207,12 +235,12 @@ class _Step:
         return getattr(self._compiled, name)
 
 
-def _without_shared_buffers(state: TrainState) -> TrainState:
-    """The state, with a copy of every array that is in it twice, because a buffer can be donated only once.
+def _without_shared_buffers(tree: Any) -> Any:
+    """The same, with a copy of every array that is in it twice: a donated buffer must not be read or donated again.
 
     Some optimisers keep the parameters themselves in their first state: optax.contrib's dog, prodigy, sam, mechanize.
     """
-    leaves, structure = jax.tree.flatten(state)
+    leaves, structure = jax.tree.flatten(tree)
     if len({id(leaf) for leaf in leaves}) < len(leaves):
         earlier = set[int]()
         for i, leaf in enumerate(leaves):

@@ -26,7 +26,7 @@ def statistics(loss):
 def step(loss):
     """A step of a fresh state whose parameters are given, as the other two functions are called."""
     function = jpool.make_train_step(loss, SGD)
-    create = lambda params: jpool.TrainState(params, (), jnp.int32(0))  # noqa: E731
+    create = lambda params: jpool.TrainState(params, optax.sgd(0.5).init({}), jnp.int32(0))  # noqa: E731
     return lambda params, *batch, **named: function(create(params), *batch, **named)
 
 

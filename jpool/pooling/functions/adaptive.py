@@ -39,7 +39,8 @@ def adaptive_max_pool(
     Raises:
       TypeError: x is not an array of real numbers, or another argument is not of the type above (a traced one is not).
       ValueError: an argument has a wrong length or sign, x has a wrong rank (a batch without `jax.vmap`, say) or an
-        empty spatial axis, or there are more than 2**24 windows along an axis that they do not divide evenly.
+        empty spatial axis, or there are more than 2**24 windows along an axis that they do not divide evenly, or
+        more than 2**40 in all.
 
     Example:
       >>> import jax, jpool
@@ -151,6 +152,7 @@ def _resolve(
     every_axis = [*outputs]
     if channel_axis is not None:
         every_axis.insert(channel_axis % x.ndim, x.shape[channel_axis])
+    arguments.check_elements_fit(function, "output_shape", tuple(every_axis), "Pool to fewer windows.")
     geometry = adaptive(x.shape, every_axis)
     check_unsharded(function, "x", x, geometry.pooled)
     return geometry, x

@@ -65,7 +65,9 @@ def max_pool_with_argmax(
     """
     name = "max_pool_with_argmax"
     one_winner = tuple(word for word, rule in RULES.items() if rule.one_winner)
-    advice = f" A window has one argmax: with ties={ties!r} use max_pool." if ties in [*RULES] else ""
+    advice = (
+        f" A window has one argmax: with ties={ties!r} use max_pool." if isinstance(ties, str) and ties in RULES else ""
+    )
     check_word(name, "ties", ties, one_winner, advice)
     geometry, x = resolve_pooling(
         name, x, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis, ties, forward_mode

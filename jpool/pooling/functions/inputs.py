@@ -33,12 +33,16 @@ def resolve_pooling(
     geometry = resolve(function, x.shape, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis)
     check_ties(function, ties, tuple(map(int, window_shape)))
     check_unsharded(function, "x", x, geometry.pooled)
-    arguments.check_elements_fit(function, geometry.padded_pooled_sizes)
+    advice = "Take less padding, a smaller window_dilation, or smaller strides."
+    arguments.check_elements_fit(function, "padding", geometry.largest_sizes, advice)
     return geometry._replace(ties=ties), x
 
 
-def real_array(function: str, name: str, x: Any) -> jax.Array:
-    """The argument called `name` as a JAX array of real numbers, or an error that says why it is not one."""
+def real_array(function: str, name: str, x: Any, *, may_narrow: bool = False) -> jax.Array:
+    """The argument called `name` as a JAX array of real numbers, or an error that says why it is not one.
+
+    `may_narrow` allows integers that JAX narrows to 32 bits; who allows it has to check the argument as it was given.
+    """
     if not isinstance(x, (jax.Array, np.ndarray, np.generic)) and not hasattr(x, "__jax_array__"):
         raise TypeError(
             f"{function}: {name} must be a JAX or NumPy array; got {type(x).__name__}: {x!r:.80}. Use jnp.asarray."
@@ -50,8 +54,10 @@ def real_array(function: str, name: str, x: Any) -> jax.Array:
         )
     wrong = f"{function}: {name} must be an array of real numbers (floats, integers or bool); got {type(x).__name__} of"
     dtype = getattr(x, "dtype", None)
-    if _is_too_narrow(dtype):  # before JAX makes an array of it, which can end the process
+    if dtype is not None and _is_unsupported(dtype):  # before JAX makes an array of it, which can end the process
         raise TypeError(f"{wrong} dtype {dtype}, which XLA does not compare. Convert it to int8, uint8 or float16.")
+    if not may_narrow:
+        _check_narrowing(function, name, x)
     try:
         array = jnp.asarray(x)
     except (TypeError, ValueError) as error:  # objects, strings, dates, masked arrays, long doubles
@@ -69,11 +75,23 @@ def real_array(function: str, name: str, x: Any) -> jax.Array:
     return array
 
 
-def _is_too_narrow(dtype: Any) -> bool:
-    """Whether it is a dtype of fewer than 4 bits, or of 6: XLA has no comparisons, or no programs, for these."""
+def _is_unsupported(dtype: Any) -> bool:
+    """Whether it has fewer than 4 bits, or 6: XLA has no comparisons, or no programs, for these. Or it has no zero."""
     if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.finfo(dtype).bits == 6
-    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 4
+        return jnp.finfo(dtype).bits == 6 or dtype == jnp.float8_e8m0fnu
+    return jnp.issubdtype(dtype, jnp.integer) and dtype.kind != "m" and jnp.iinfo(dtype).bits < 4
+
+
+def _check_narrowing(function: str, name: str, x: Any) -> None:
+    """Refuses integers of NumPy that JAX would replace by others, because it has only 32 bits unless it is told."""
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.size:
+        narrow = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        for number in (x.min(), x.max()):
+            if not narrow.min <= number <= narrow.max:
+                raise ValueError(
+                    f"{function}: {name} must hold integers that fit in {narrow.dtype}, JAX's widest without "
+                    f'jax_enable_x64; got {number}. Use jax.config.update("jax_enable_x64", True), or smaller integers.'
+                )
 
 
 def check_unsharded(function: str, name: str, array: jax.Array, axes: Iterable[int]) -> None:
@@ -97,7 +115,7 @@ def index_array(
     An index outside the grid is an error if argmax is concrete. In a traced one `inside` makes it -1. `call` is as for
     `arguments.spatial_sizes`.
     """
-    array = real_array(function, "argmax", argmax)
+    array = real_array(function, "argmax", argmax, may_narrow=True)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{function}: argmax must be an array of integers, as from max_pool_with_argmax; got dtype {array.dtype}."

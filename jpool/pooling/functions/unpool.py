@@ -161,7 +161,7 @@ def _geometry(
             f"{pooled}; got {arguments.without_channels(shape, channel_axis)}. Give max_unpool the arguments that "
             "max_pool_with_argmax had."
         )
-    arguments.check_elements_fit(name, geometry.padded_pooled_sizes)
+    arguments.check_elements_fit(name, "padding", geometry.largest_sizes, "Give the arguments of a smaller pooling.")
     return geometry
 
 
@@ -191,8 +191,11 @@ def _taps(geometry: Geometry, sizes: Sizes, channel_axis: int | None, argmax: An
 def _check_no_geometry(name: str, options: dict[str, Any]) -> None:
     """Refuses a part of the geometry without window_shape."""
     for option, value in options.items():
-        default = {"padding": "VALID", "ceil_mode": False}.get(option)
-        if value is not default and not (isinstance(value, str | bool) and value == default):
+        is_default = {
+            "padding": isinstance(value, str) and value.upper() == "VALID",
+            "ceil_mode": isinstance(value, bool | np.bool_) and not value,
+        }.get(option, value is None)
+        if not is_default:
             raise ValueError(
                 f"{name}: {option} is part of the geometry of the pooling, which needs window_shape; got "
                 f"{option}={value!r} and window_shape=None. Give both, or neither."

@@ -13,7 +13,7 @@ CHANNEL_AXES = (-1, 0, None)
 MAX_TAPS = 2**32 - 2  # winners have at most 32 bits, and the rules for ties need two spare numbers
 MAX_INDICES = 2**31  # an argmax is int32
 MAX_WINDOWS = 2**24  # along an axis where they have different sizes: a program contains a table of them
-MAX_ELEMENTS = 2**40  # of one padded example: a terabyte at least
+MAX_ELEMENTS = 2**40  # of one array: a terabyte at least
 
 Pad = str | tuple[int, int]  # along one axis
 
@@ -40,6 +40,7 @@ def window_sizes(function: str, window_shape: Any) -> tuple[int, ...]:
 
 def per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
     """An int >= 1 for every spatial axis, from one int for all axes or one for each."""
+    given = value
     if is_int(value):
         value = (value,) * rank
     if not isinstance(value, (tuple, list)):
@@ -52,7 +53,7 @@ def per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int, 
         if not is_int(entry):
             raise TypeError(f"{function}: {argument} must hold ints >= 1; got {shown(entry)} in {value!r}.")
         if entry < 1:
-            raise ValueError(f"{function}: {argument} must hold ints >= 1; got {entry} in {value!r}.")
+            raise ValueError(f"{function}: {argument} must hold ints >= 1; got {given!r}.")
     return tuple(int(entry) for entry in value)
 
 
@@ -64,6 +65,7 @@ def padding_per_axis(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
         if value.upper() not in PADDING_WORDS:
             raise ValueError(f"{function}: padding must be {expected}; got {value!r}.")
         return (value.upper(),) * rank
+    given = value
     if is_int(value):
         value = (value,) * rank
     if not isinstance(value, (tuple, list)):
@@ -80,7 +82,7 @@ def padding_per_axis(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
             bad = next((side for side in pair if not is_int(side)), entry) if isinstance(pair, (tuple, list)) else entry
             raise TypeError(f"{function}: padding must be {expected}; got {shown(bad)} in {value!r}.")
         if len(pair) != 2 or min(pair) < 0:
-            raise ValueError(f"{function}: padding must be {expected}; got {entry!r} in {value!r}.")
+            raise ValueError(f"{function}: padding must be {expected}; got {given!r}.")
         pairs.append((int(pair[0]), int(pair[1])))
     return tuple(pairs)
 
@@ -104,12 +106,13 @@ def check_indices_fit(function: str, argument: str, spatial_shape: tuple[int, ..
         )
 
 
-def check_elements_fit(function: str, padded_shape: tuple[int, ...]) -> None:
-    """Refuses an example that padding makes larger than the memory of any device."""
-    if math.prod(padded_shape) > MAX_ELEMENTS:
+def check_elements_fit(function: str, argument: str, shape: tuple[Any, ...], advice: str) -> None:
+    """Refuses an array larger than the memory of any device, and positions along an axis that exceed int32."""
+    known = [size for size in shape if is_int(size)]
+    if math.prod(known) > MAX_ELEMENTS or max(known, default=0) > MAX_INDICES:
         raise ValueError(
-            f"{function}: padding must make an array of at most 2**40 elements; got the padded shape {padded_shape}. "
-            "Take less padding, or a smaller window_dilation."
+            f"{function}: {argument} must make an array of at most 2**40 elements, and 2**31 along one axis; got the "
+            f"shape {shape}. {advice}"
         )
 
 

@@ -85,9 +85,9 @@ class Geometry(NamedTuple):
         return any(axis.parts for axis in self.axes)
 
     @property
-    def padded_pooled_sizes(self) -> tuple[int, ...]:
-        """The sizes of the pooled axes, with all padding that windows read."""
-        return tuple(max(axis.reach, axis.size) for axis in self.axes if not axis.is_identity)
+    def largest_sizes(self) -> tuple[int, ...]:
+        """Along each axis, how many elements the largest array has: the windows, or x with all padding they read."""
+        return tuple(axis.output if axis.parts else max(axis.reach, axis.size) for axis in self.axes)
 
     @property
     def pooled(self) -> tuple[int, ...]:
@@ -183,18 +183,24 @@ def _fit(size: int, window: int, stride: int, dilation: int, pad: Pad, ceil_mode
             output = -(-(padded - span) // stride) + 1
             if (output - 1) * stride >= size + low:  # the last window would start beyond the input
                 output -= 1
-    stride, low = _close_together(size, span, stride, low, output)
+    if output > 0:  # so that huge strides, dilation and padding do not make a huge array
+        dilation, low = _close_together(size, (output - 1) * stride + 1, dilation, low, window)
+        span = (window - 1) * dilation + 1
+        stride, low = _close_together(size, span, stride, low, output)
     # A single window may have any stride. With its extent as the stride, windows share no element.
     return Axis(size, window, stride if output > 1 else span, dilation, low, output), padded
 
 
-def _close_together(size: int, span: int, stride: int, low: int, output: int) -> tuple[int, int]:
-    """The smallest stride, and its `low`, at which every window reads the same elements.
+def _close_together(size: int, span: int, step: int, low: int, count: int) -> tuple[int, int]:
+    """The smallest step, and its `low`, with which the same elements are read.
 
-    If windows are farther apart than size + span, at most one reads elements, and it does not matter how much padding
-    is between the others. So huge strides and padding do not make a huge array, and their positions fit int32.
+    The step is that from one window to the next (the stride) or from one tap to the next (the dilation); `count` is how
+    many there are. Over the whole pooling, each of them reads a stretch of `span` elements. If the step is more than
+    size + span, at most one of them reads elements, and it does not matter how much padding is between the others.
     """
-    last = min(output - 1, (size - 1 + low) // stride)  # the last window that begins before the end of the input
-    begin = max(last * stride - low, -span)
+    last = min(count - 1, (size - 1 + low) // step)  # the last that begins before the end of the input
+    begin = max(last * step - low, -span)
+    if count == 1:
+        return 1, -begin
     nearer = size + span
-    return (nearer, last * nearer - begin) if stride > nearer or output == 1 else (stride, low)
+    return (nearer, last * nearer - begin) if step > nearer else (step, low)

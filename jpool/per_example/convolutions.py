@@ -1,0 +1,90 @@
+"""Every convolution of a function with channels last, whatever its own layout. For two faults of XLA.
+
+Under `jax.vmap`, the gradient of a convolution's weights is one convolution with a group for each example, whose axes
+are in an unusual order. In a loop XLA:CPU does not use its fast routine for it (jax#12868): 5 to 25 times as slow. And
+where a batch is split over devices and no mesh is given, XLA's partitioner reads its result wrongly: all examples
+outside the first device get a wrong gradient, silently. With channels last, the usual order, neither happens. For one
+device the compiled programs are the same, because XLA chooses the layout in memory itself.
+
+It does not make XLA's partitioner right in every case: if other axes than that of the examples are split as well, by
+way of the parameters for example, it may still be wrong. Only `mesh=` is always right.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jpool.checks import is_int
+from jpool.jax_extensions import core
+
+
+def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of arrays, whose convolutions have channels last."""
+
+    def of_arrays(*arguments: Any) -> Any:
+        jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        results = core.jaxpr_as_fun(_rewritten(jaxpr))(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    return of_arrays
+
+
+def _rewritten(part: Any) -> Any:
+    """A jaxpr, or another parameter of an equation, with every convolution in it rewritten; itself if it has none."""
+    if isinstance(part, core.Jaxpr):
+        equations = [_rewritten_equation(equation) for equation in part.eqns]
+        changed = any(new is not old for new, old in zip(equations, part.eqns, strict=True))
+        return part.replace(eqns=equations) if changed else part
+    if isinstance(getattr(part, "jaxpr", None), core.Jaxpr):  # a closed jaxpr, which is another class in older versions
+        jaxpr = _rewritten(part.jaxpr)
+        return part.replace(jaxpr=jaxpr) if jaxpr is not part.jaxpr else part
+    if type(part) is tuple:
+        parts = tuple(map(_rewritten, part))
+        return parts if any(new is not old for new, old in zip(parts, part, strict=True)) else part
+    return part
+
+
+def _rewritten_equation(equation: Any) -> Any:
+    if equation.primitive is not lax.conv_general_dilated_p:
+        params = {name: _rewritten(value) for name, value in equation.params.items()}
+        changed = any(params[name] is not value for name, value in equation.params.items())
+        return equation.replace(params=params) if changed else equation
+    convolve = jax.jit(partial(_convolve_channels_last, **equation.params))
+    (call,) = jax.make_jaxpr(convolve)(*(variable.aval for variable in equation.invars)).eqns
+    return call.replace(invars=equation.invars, outvars=equation.outvars)
+
+
+def _convolve_channels_last(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **options: Any) -> jax.Array:
+    of_x, of_kernel, of_result = dimension_numbers
+    last, spatial = x.ndim - 1, range(1, x.ndim - 1)
+    numbers = lax.ConvDimensionNumbers((0, last, *spatial), (last, last - 1, *range(last - 1)), (0, last, *spatial))
+    x = x.transpose(of_x[0], *of_x[2:], of_x[1])
+    kernel = kernel.transpose(*of_kernel[2:], of_kernel[1], of_kernel[0])
+    result = _convolve(x, kernel, dimension_numbers=numbers, **options)
+    order = (of_result[0], *of_result[2:], of_result[1])
+    return result.transpose([order.index(axis) for axis in range(x.ndim)])
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, *, feature_group_count: Any, batch_group_count: Any, **options: Any
+) -> jax.Array:
+    """One convolution; or, if the number of groups is symbolic, which XLA does not allow, a loop over them."""
+    groups = feature_group_count * batch_group_count  # one of them is 1
+    convolve = partial(lax.conv_general_dilated_p.bind, **options)
+    if is_int(groups):
+        return convolve(x, kernel, feature_group_count=feature_group_count, batch_group_count=batch_group_count)
+    axis = -1 if batch_group_count == 1 else 0
+    alone = partial(convolve, feature_group_count=1, batch_group_count=1)
+    results = lax.map(lambda group: alone(*group), (_split(x, axis, groups), _split(kernel, -1, groups)))
+    return jnp.moveaxis(results, 0, -2).reshape(*results.shape[1:-1], groups * results.shape[-1])
+
+
+def _split(array: jax.Array, axis: int, groups: Any) -> jax.Array:
+    """The groups along an axis, as a new first axis."""
+    axis %= array.ndim
+    size = array.shape[axis] // groups
+    return jnp.moveaxis(array.reshape(*array.shape[:axis], groups, size, *array.shape[axis + 1 :]), axis, 0)
