@@ -118,3 +118,10 @@ def test_arrays_that_are_not_a_batch_are_refused(batch):
 def test_a_loss_that_is_not_a_function_is_refused():
     with pytest.raises(TypeError, match=r"per_example_value_and_grad: loss must be a function.*got 3"):
         jpool.per_example_value_and_grad(3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_the_mean_of_narrow_gradients_is_added_up_in_float32(dtype):
+    gradients = jnp.ones((1000, 1)).astype(dtype)
+    mean, _ = jpool.mean_over_examples().update(gradients, optax.EmptyState())
+    np.testing.assert_array_equal(mean, jnp.ones(1).astype(dtype), strict=True)

@@ -27,7 +27,7 @@ def step(loss):
     """A step of a fresh state whose parameters are given, as the other two functions are called."""
     function = jpool.make_train_step(loss, SGD)
     create = lambda params: jpool.TrainState(params, optax.sgd(0.5).init({}), jnp.int32(0))  # noqa: E731
-    return lambda params, *batch, **named: function(create(params), *batch, **named)
+    return lambda params, /, *batch, **named: function(create(params), *batch, **named)
 
 
 FUNCTIONS = {
@@ -83,6 +83,9 @@ def test_none_floats_and_numpy_arrays_are_parameters():
         (datetime.date(2026, 11, 25), "got datetime.date"),
         (jax.ShapeDtypeStruct((5,), jnp.float32), r"got ShapeDtypeStruct float32\[5\]"),
         (np.ma.masked_array(np.ones(5)), r"got MaskedArray float64\[5\]"),
+        (np.ones(5, np.longdouble), "got ndarray float128|got ndarray longdouble"),
+        (np.ones(5, np.float32).astype(">f4"), r"got ndarray >f4\[5\]"),
+        (np.ones(5, "m8[s]"), r"got ndarray timedelta64"),
         (object(), "got <object object"),
     ],
 )
@@ -127,9 +130,9 @@ def test_has_aux_must_match_the_loss():
         TypeError, match=r"with has_aux=True, loss must return \(scalar, aux\) for ONE example; got array float32\[\]"
     ):
         jpool.per_example_value_and_grad(loss, has_aux=True)(PARAMS, XS, YS)
-    (values, aux), _ = jpool.per_example_value_and_grad(lambda *a: (loss(*a), "a" and a[1]), has_aux=np.True_)(
-        PARAMS, XS, YS
-    )
+    with pytest.raises(TypeError, match=r"aux must hold arrays; got 'text' of type str at aux\['name'\]"):
+        jpool.per_example_value_and_grad(lambda *a: (loss(*a), {"name": "text"}), has_aux=True)(PARAMS, XS, YS)
+    (values, aux), _ = jpool.per_example_value_and_grad(lambda *a: (loss(*a), a[1]), has_aux=np.True_)(PARAMS, XS, YS)
     assert (values.shape, aux.shape) == ((5,), XS.shape)
 
 
@@ -200,6 +203,13 @@ WEIGHTS = {
     "too few": (np.ones(4), ValueError, r"must have shape \(5,\), one for each example; got shape \(4,\)"),
     "a number": (1, ValueError, r"must have shape \(5,\)"),
     "halves": (np.full(5, 0.5), ValueError, r"must be 1 for an example and 0 for padding; got \[0.5\]"),
+    # Checked as they are given: JAX would narrow these to zeros and ones.
+    "2**32": (np.array([1, 0, 2**32, 1, 1]), ValueError, r"must be 1 for an example.*got \[4294967296\]"),
+    "2**63": (np.array([1, 0, 2**63, 1, 1], np.uint64), ValueError, r"got \[9223372036854775808\]"),
+    "almost 0": (np.array([1, 0, 1e-320, 1, 1]), ValueError, r"got \[1e-320\]"),
+    "almost 1": ([1, 0, 1 - 1e-12, 1, 1], ValueError, r"got \[0.999999999999\]"),
+    "long": (np.ones(5, np.longdouble), TypeError, "float128|longdouble"),
+    "other byte order": (np.ones(5, ">i4"), TypeError, ">i4"),
     "nan": (np.array([1, 1, 1, 1, np.nan]), ValueError, "must be 1 for an example"),
 }
 
@@ -283,3 +293,30 @@ def test_a_step_takes_a_batch_by_keyword(devices):
         ValueError, match=r"first axis, the same number in each; got no array\. Give the inputs of the loss"
     ):
         train_step(by_keyword)
+
+
+def test_a_step_refuses_the_state_of_another_optimizer_or_of_other_parameters():
+    adam, text = (
+        optax.adam(0.1),
+        r"step: state.opt_state must be a state of the step's own optimizer.*TrainState.create",
+    )
+    of = {"sgd": jpool.TrainState.create(PARAMS, SGD), "adam": jpool.TrainState.create(PARAMS, adam)}
+    of["momentum"] = jpool.TrainState.create(PARAMS, optax.sgd(0.1, momentum=0.9))
+    other = jpool.TrainState.create({**PARAMS, "w": jnp.ones(7)}, adam)
+    of["other parameters"] = of["adam"]._replace(opt_state=other.opt_state)
+    for optimizer, own in ((SGD, "sgd"), (adam, "adam")):
+        step = jpool.make_train_step(loss, optimizer)
+        for name, state in of.items():
+            if name != own:
+                with pytest.raises(ValueError, match=text):
+                    step(state, XS, YS)
+    jpool.make_train_step(loss, adam)(of["adam"], XS, YS)  # no refused call has donated it
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("argument", ["params", "state", "batch", "self", "arguments", "positional", "named"])
+def test_an_argument_of_the_loss_may_have_any_name_but_weights(function, argument):
+    named = lambda params, x, /, **others: loss(params, x, others[argument])  # noqa: E731
+    fresh = lambda: jax.tree.map(jnp.array, PARAMS)  # noqa: E731
+    actual = FUNCTIONS[function](named)(fresh(), XS, **{argument: YS})
+    jax.tree.map(np.testing.assert_array_equal, actual, FUNCTIONS[function](loss)(fresh(), XS, YS))

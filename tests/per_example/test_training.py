@@ -61,6 +61,35 @@ def test_the_gradient_norm_of_16_bit_parameters_does_not_overflow():
     assert metrics.gradient_norm.dtype == jnp.float32
 
 
+def test_the_number_of_steps_stays_at_its_largest_value():
+    step, state = jpool.make_train_step(loss, optax.sgd(0.1)), jpool.TrainState.create(PARAMS, optax.sgd(0.1))
+    assert step(state._replace(step=jnp.int32(2**31 - 1)), XS, YS)[0].step == 2**31 - 1
+
+
+def test_an_array_of_the_state_may_be_in_it_twice_or_in_the_batch():
+    """A buffer is donated once, and a donated one is not read."""
+    keeps_params = optax.contrib.dog()  # in its state
+    state = jax.device_put(jpool.TrainState.create(PARAMS, keeps_params), jax.devices()[0])
+    expected, _ = jpool.make_train_step(loss, keeps_params)(jpool.TrainState.create(PARAMS, keeps_params), XS, YS)
+    after, _ = jpool.make_train_step(loss, keeps_params)(state, XS, YS)
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
+    for options in ({}, {"mesh": jax.make_mesh((2,), ("data",))}):
+        step = jpool.make_train_step(lambda w, x: (w * x).sum(), optax.sgd(0.5), **options)
+        state = jpool.TrainState.create(jnp.array([1.0, 3.0]), optax.sgd(0.5))
+        assert step(state, state.params)[0].params.tolist() == [0, 2]
+
+
+def test_a_model_without_parameters_has_statistics_and_a_step():
+    xs = jnp.arange(4.0)
+    for size in (None, 3):
+        statistics = jpool.gradient_statistics(lambda params, x: x, microbatch_size=size)({}, xs)
+        assert statistics.losses.tolist() == [0, 1, 2, 3]
+        assert (statistics.squared_norms.tolist(), statistics.mean) == ([0] * 4, {})
+        assert (statistics.noise_trace, statistics.signal) == (0, 0)
+    step, state = jpool.make_train_step(lambda _, x: x, optax.sgd(0.1)), jpool.TrainState.create({}, optax.sgd(0.1))
+    assert step(state, xs)[1].loss == 1.5
+
+
 def test_an_empty_batch_is_refused_and_the_state_survives():
     step, state = jpool.make_train_step(loss, optax.sgd(0.1)), jpool.TrainState.create(PARAMS, optax.sgd(0.1))
     with pytest.raises(ValueError, match="the mean of no examples is undefined"):

@@ -129,6 +129,8 @@ def test_absurdly_many_windows_are_refused():
         match=r"output_shape must have at most 2\*\*24 windows .*got 1099511627776 along spatial axis 1 of size 5",
     ):
         jpool.adaptive_max_pool(np.zeros((4, 5)), (2, 2**40), channel_axis=None)
+    with pytest.raises(ValueError, match=r"output_shape must have at most 2\*\*40 windows in all; got \(2097152, 2"):
+        jpool.adaptive_max_pool(np.zeros((3, 3, 3)), (2**21,) * 3, channel_axis=None)
 
 
 @pytest.mark.usefixtures("arrangement")
@@ -142,6 +144,8 @@ def test_gradients_of_shared_elements_add_up_in_float32(dtype):
     _, winners = oracle.pool(np.asarray(x, np.float32), oracle.adaptive_windows(x, output, None))
     expected = oracle.share(x.shape, winners, np.full(values.shape, 0.125)).astype(np.float32)
     np.testing.assert_array_equal(gradient, jnp.asarray(expected).astype(dtype), strict=True)
+    with_argmax = lambda x: jpool.adaptive_max_pool_with_argmax(x, output, channel_axis=None)[0]  # noqa: E731
+    np.testing.assert_array_equal(jax.vjp(with_argmax, x)[1](ct)[0], gradient, strict=True)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "bool"])

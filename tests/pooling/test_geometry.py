@@ -83,6 +83,32 @@ def test_windows_far_apart_are_moved_together():
     assert [axis.low - o * axis.stride for o in range(axis.output)].count(-1 + 2**33 - 4 * 2**31) == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "dilation", "low", "high"),
+    [
+        (5, 2, 1, 10**9, 10**9 - 3, 0),
+        (7, 3, 2, 1000, 1000, 996),
+        (4, 4, 1, 10**12, 10**12, 2 * 10**12 + 2),
+        (4, 3, 1, 10**12, 10**11, 2 * 10**12),  # no tap reads an element
+    ],
+)
+def test_taps_far_apart_are_moved_together(size, window, stride, dilation, low, high):
+    (axis,) = resolved((size,), (window,), stride, ((low, high),), window_dilation=dilation, channel_axis=None).axes
+    windows = range(min(axis.output, 9))
+
+    def elements(step, low):
+        positions = [[o * stride + j * step - low for j in range(window)] for o in windows]
+        return [[p if 0 <= p < size else None for p in window] for window in positions]
+
+    assert elements(axis.dilation, axis.low) == elements(dilation, low)
+    assert axis.dilation <= size + (axis.output - 1) * stride + 1
+
+
+def test_the_dilation_of_a_window_of_one_element_is_nothing():
+    (axis,) = resolved((5,), (1,), 2, window_dilation=10**30, channel_axis=None).axes
+    assert (axis.dilation, axis.reach) == (1, 5)
+
+
 def test_a_huge_stride_costs_nothing():
     x = np.zeros((4, 4), np.float32)
     gradient = jax.grad(lambda x: jpool.max_pool(x, (2, 2), 10**9, channel_axis=None).sum())(x)
@@ -123,7 +149,7 @@ ERRORS = {
     "short dilation": (IMAGE, {"window_dilation": (1, 1, 1)}, ValueError, "window_dilation must have one entry per spatial"),
     "zero dilation": (IMAGE, {"window_dilation": (1, 0)}, ValueError, "window_dilation must hold ints >= 1; got 0"),
     "unknown word": (IMAGE, {"padding": "FULL"}, ValueError, "padding must be one of 'VALID', 'SAME', 'SAME_LOWER'.*got 'FULL'"),
-    "negative padding": (IMAGE, {"padding": -1}, ValueError, "padding must be one of.*got -1"),
+    "negative padding": (IMAGE, {"padding": -1}, ValueError, "padding must be one of.*got -1."),
     "negative side": (IMAGE, {"padding": ((0, -1), 0)}, ValueError, "padding must be one of.*got (0, -1)"),
     "float padding": (IMAGE, {"padding": 1.0}, TypeError, "padding must be one of.*got 1.0 of type float"),
     "bool padding": (IMAGE, {"padding": (True, 1)}, TypeError, "padding must be one of.*got True of type bool"),
@@ -131,6 +157,7 @@ ERRORS = {
     "long padding": (IMAGE, {"padding": (1, 1, 1)}, ValueError, "padding must have one entry per spatial axis, 2"),
     "long pair": (IMAGE, {"padding": ((1, 1, 1), 1)}, ValueError, "padding must be one of.*got (1, 1, 1)"),
     "pair for one axis": (np.zeros((6, 1)), {"window_shape": (2,), "padding": (1, 0)}, ValueError, "padding must have one entry per spatial axis, 1.*write ((1, 0),)"),
+    "a class named bool": (IMAGE, {"ceil_mode": type("bool", (), {})()}, TypeError, "ceil_mode must be True or False; got <"),
     "int ceil_mode": (IMAGE, {"ceil_mode": 1}, TypeError, "ceil_mode must be True or False; got 1 of type int"),
     "channel_axis 1": (IMAGE, {"channel_axis": 1}, ValueError, "channel_axis must be -1 (channels last), 0.*got 1"),
     "bool channel_axis": (IMAGE, {"channel_axis": False}, TypeError, "channel_axis must be -1.*got False of type bool"),
@@ -144,6 +171,7 @@ ERRORS = {
     "batch and channels in the window": (np.zeros((9, 6, 6, 1)), {"window_shape": (1, 2, 2, 1)}, ValueError, "x must be ONE example.*got 4 axes.*leave the channels out of window_shape, and the batch too"),
     "no channels, long window": (IMAGE[..., 0], {"window_shape": (2, 2, 2), "channel_axis": None}, ValueError, "x must be ONE example.*got 2 axes.*leave batch and channels out of it"),
     "huge padding": (IMAGE, {"padding": 2**20}, ValueError, "padding must make an array of at most 2**40 elements; got the padded shape (2097158, 2097158)"),
+    "more positions than int32": (np.zeros((5, 1)), {"window_shape": (2,), "padding": 2**31, "strides": 2**31, "window_dilation": 2**31}, ValueError, "padding must make at most 2**31 positions along an axis; got the padded shape (4294967297,)"),
     "endless padding": (IMAGE, {"padding": 2**62}, ValueError, "padding must make an array of at most 2**40 elements"),
     "huge dilation": (IMAGE, {"padding": 2**31, "strides": 2**31, "window_dilation": 2**31}, ValueError, "padding must make an array of at most 2**40 elements"),
     "scalar": (np.float32(1), {}, ValueError, "x must be ONE example.*got 0 axes"),
@@ -156,12 +184,17 @@ ERRORS = {
     "masked": (np.ma.masked_array(IMAGE, IMAGE == 0), {}, TypeError, "x must be an array of real numbers.*MaskedArray"),
     "random keys": (jax.random.split(jax.random.key(0), (6, 6, 1)), {}, TypeError, "x must be an array of real numbers.*key<fry>"),
     "unknown rule": (IMAGE, {"ties": "frist"}, ValueError, "ties must be one of 'first', 'last'.*got 'frist'"),
+    "array of rules": (IMAGE, {"ties": np.array(["first", "last"])}, TypeError, "ties must be one of 'first', 'last'.*of type ndarray"),
     "no rule": (IMAGE, {"ties": None}, TypeError, "ties must be one of 'first', 'last'.*got None of type NoneType"),
     "int forward_mode": (IMAGE, {"forward_mode": 0}, TypeError, "forward_mode must be True or False; got 0 of type int"),
     "two bits": (IMAGE.astype(jnp.int2), {}, TypeError, "x must be an array of real numbers.*int2, which XLA does not compare. Convert it to int8"),
     "one bit": (IMAGE.astype(ml_dtypes.uint1), {}, TypeError, "x must be an array of real numbers.*uint1, which XLA does not compare"),
     "six bits": (IMAGE.astype(ml_dtypes.float6_e2m3fn), {}, TypeError, "x must be an array of real numbers.*float6_e2m3fn, which XLA does not compare"),
     "deleted": (DELETED, {}, ValueError, "x has been deleted, for example because it was donated.*shape (6, 6, 1). Use the array"),
+    "no zero": (IMAGE.astype(ml_dtypes.float8_e8m0fnu), {}, TypeError, "x must be an array of real numbers.*float8_e8m0fnu"),
+    "time differences": (IMAGE.astype("m8[s]"), {}, TypeError, "x must be an array of real numbers.*timedelta64"),
+    "integers that JAX narrows": (np.full((6, 6, 1), 2**32 + 1), {}, ValueError, "x must hold integers that fit in int32, JAX's widest without jax_enable_x64; got 4294967297"),
+    "natural numbers that JAX narrows": (np.full((6, 6, 1), 2**63, np.uint64), {}, ValueError, "x must hold integers that fit in uint32"),
     "complex": (IMAGE * 1j, {}, TypeError, "x must be an array of real numbers.*complex64.*have no order"),
 }  # fmt: skip
 

@@ -174,6 +174,10 @@ def test_numpy_arrays_and_objects_with_a_jax_array_method_are_accepted():
         def __jax_array__(self):
             return jnp.arange(4.0)
 
+    class Whole(Parameter):
+        dtype = None
+
+    assert pool(Whole(), (2,)).tolist() == [1, 2, 3]
     assert pool(np.arange(4.0, dtype=np.float32), (2,)).tolist() == pool(Parameter(), (2,)).tolist() == [1, 2, 3]
 
 

@@ -57,6 +57,14 @@ def test_a_tap_in_the_padding_is_replaced_by_the_nearest_real_tap_of_its_window(
 
 
 @pytest.mark.parametrize("kind", AXES)
+def test_no_tap_reads_outside_the_axis_even_in_windows_of_padding_alone(kind):
+    """The program promises that to XLA, which then does not check it."""
+    for axis in AXES[kind]:
+        elements = np.stack([reads(axis, j).elements for j in range(axis.window)])
+        assert ((elements >= 0) & (elements < axis.size)).all(), axis
+
+
+@pytest.mark.parametrize("kind", AXES)
 def test_taps_that_no_window_reads_are_left_out(kind):
     for axis in AXES[kind]:
         used = {j for window in by_definition(axis) for j, element in enumerate(window) if element is not None}

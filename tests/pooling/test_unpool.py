@@ -372,6 +372,12 @@ def test_an_index_outside_its_window_is_refused_if_concrete_and_skipped_if_trace
         jpool.max_unpool(values, between, (6,), (2,), 3, window_dilation=2)
 
 
+def test_the_defaults_of_the_geometry_may_be_written_out_without_it():
+    plain = jpool.max_unpool(jnp.ones((2, 1)), np.array([[1], [3]]), (4,))
+    for options in ({"padding": "valid"}, {"padding": "VALID", "ceil_mode": np.False_}, {"strides": None}):
+        np.testing.assert_array_equal(jpool.max_unpool(jnp.ones((2, 1)), np.array([[1], [3]]), (4,), **options), plain)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -383,6 +389,8 @@ def test_an_index_outside_its_window_is_refused_if_concrete_and_skipped_if_trace
         ({"window_shape": 2}, TypeError, "window_shape must be a tuple of ints"),
         ({"window_shape": (2,)}, ValueError, r"the spatial shape that pooling \(4,\) with these arguments gives, \(3,\); got \(2,\)\. Give"),
         ({"window_shape": (9,)}, ValueError, "larger than the padded input"),
+        ({"ceil_mode": 0}, ValueError, "ceil_mode is part of the geometry"),
+        ({"padding": 0}, ValueError, "padding is part of the geometry"),
         ({"window_shape": (2,), "strides": 0}, ValueError, "strides must hold ints >= 1"),
     ],
 )  # fmt: skip

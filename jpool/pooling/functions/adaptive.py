@@ -152,7 +152,6 @@ def _resolve(
     every_axis = [*outputs]
     if channel_axis is not None:
         every_axis.insert(channel_axis % x.ndim, x.shape[channel_axis])
-    arguments.check_elements_fit(function, "output_shape", tuple(every_axis), "Pool to fewer windows.")
     geometry = adaptive(x.shape, every_axis)
     check_unsharded(function, "x", x, geometry.pooled)
     return geometry, x

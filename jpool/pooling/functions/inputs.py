@@ -33,8 +33,7 @@ def resolve_pooling(
     geometry = resolve(function, x.shape, window_shape, strides, padding, window_dilation, ceil_mode, channel_axis)
     check_ties(function, ties, tuple(map(int, window_shape)))
     check_unsharded(function, "x", x, geometry.pooled)
-    advice = "Take less padding, a smaller window_dilation, or smaller strides."
-    arguments.check_elements_fit(function, "padding", geometry.largest_sizes, advice)
+    arguments.check_elements_fit(function, geometry.padded_pooled_sizes)
     return geometry._replace(ties=ties), x
 
 

@@ -161,7 +161,7 @@ def _geometry(
             f"{pooled}; got {arguments.without_channels(shape, channel_axis)}. Give max_unpool the arguments that "
             "max_pool_with_argmax had."
         )
-    arguments.check_elements_fit(name, "padding", geometry.largest_sizes, "Give the arguments of a smaller pooling.")
+    arguments.check_elements_fit(name, geometry.padded_pooled_sizes)
     return geometry
 
 

@@ -53,7 +53,7 @@ def per_axis(function: str, argument: str, value: Any, rank: int) -> tuple[int, 
         if not is_int(entry):
             raise TypeError(f"{function}: {argument} must hold ints >= 1; got {shown(entry)} in {value!r}.")
         if entry < 1:
-            raise ValueError(f"{function}: {argument} must hold ints >= 1; got {given!r}.")
+            raise ValueError(f"{function}: {argument} must hold ints >= 1; got {entry}{_within(given)}.")
     return tuple(int(entry) for entry in value)
 
 
@@ -82,9 +82,14 @@ def padding_per_axis(function: str, value: Any, rank: int) -> tuple[Pad, ...]:
             bad = next((side for side in pair if not is_int(side)), entry) if isinstance(pair, (tuple, list)) else entry
             raise TypeError(f"{function}: padding must be {expected}; got {shown(bad)} in {value!r}.")
         if len(pair) != 2 or min(pair) < 0:
-            raise ValueError(f"{function}: padding must be {expected}; got {given!r}.")
+            raise ValueError(f"{function}: padding must be {expected}; got {entry!r}{_within(given)}.")
         pairs.append((int(pair[0]), int(pair[1])))
     return tuple(pairs)
+
+
+def _within(given: Any) -> str:
+    """For the error text about an entry: what it is an entry of, unless one int was given for all axes."""
+    return "" if is_int(given) else f" in {given!r}"
 
 
 def check_channel_axis(function: str, value: Any) -> None:
@@ -106,24 +111,33 @@ def check_indices_fit(function: str, argument: str, spatial_shape: tuple[int, ..
         )
 
 
-def check_elements_fit(function: str, argument: str, shape: tuple[Any, ...], advice: str) -> None:
-    """Refuses an array larger than the memory of any device, and positions along an axis that exceed int32."""
-    known = [size for size in shape if is_int(size)]
-    if math.prod(known) > MAX_ELEMENTS or max(known, default=0) > MAX_INDICES:
+def check_elements_fit(function: str, padded_shape: tuple[int, ...]) -> None:
+    """Refuses an example that padding makes larger than the memory of any device, or than int32 along an axis."""
+    way_out = "Take less padding, smaller strides, or a smaller window_dilation."
+    if math.prod(padded_shape) > MAX_ELEMENTS:
         raise ValueError(
-            f"{function}: {argument} must make an array of at most 2**40 elements, and 2**31 along one axis; got the "
-            f"shape {shape}. {advice}"
+            f"{function}: padding must make an array of at most 2**40 elements; got the padded shape {padded_shape}. "
+            + way_out
+        )
+    if max(padded_shape, default=0) > MAX_INDICES:
+        raise ValueError(
+            f"{function}: padding must make at most 2**31 positions along an axis; got the padded shape "
+            f"{padded_shape}. {way_out}"
         )
 
 
 def check_adaptive_windows(function: str, sizes: tuple[int, ...], outputs: tuple[int, ...]) -> None:
-    """Refuses an adaptive pooling with too many windows of different sizes."""
+    """Refuses an adaptive pooling with too many windows, of different sizes or in all."""
     for i, (size, output) in enumerate(zip(sizes, outputs, strict=True)):
         if output > MAX_WINDOWS and size % output:
             raise ValueError(
                 f"{function}: output_shape must have at most 2**24 windows along an axis that they do not divide; got "
                 f"{output} along spatial axis {i} of size {size}. Pool to fewer windows, or repeat the result."
             )
+    if math.prod(outputs) > MAX_ELEMENTS:
+        raise ValueError(
+            f"{function}: output_shape must have at most 2**40 windows in all; got {outputs}. Pool to fewer windows."
+        )
 
 
 def spatial_sizes(

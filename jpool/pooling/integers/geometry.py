@@ -85,9 +85,9 @@ class Geometry(NamedTuple):
         return any(axis.parts for axis in self.axes)
 
     @property
-    def largest_sizes(self) -> tuple[int, ...]:
-        """Along each axis, how many elements the largest array has: the windows, or x with all padding they read."""
-        return tuple(axis.output if axis.parts else max(axis.reach, axis.size) for axis in self.axes)
+    def padded_pooled_sizes(self) -> tuple[int, ...]:
+        """The sizes of the pooled axes, with all padding that windows read."""
+        return tuple(max(axis.reach, axis.size) for axis in self.axes if not axis.is_identity)
 
     @property
     def pooled(self) -> tuple[int, ...]:

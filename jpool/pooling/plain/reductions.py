@@ -23,9 +23,9 @@ def reduce_step(pooling: Geometry, x: jax.Array) -> Candidate:
         return rule.choose(pooling, earlier, later)
 
     numbers = element_numbers(pooling)
-    # The initial candidate loses to every element, also to an equal one: its number is the first, or after the last.
-    number = np.asarray(0 if rule.last_wins else pooling.taps, numbers.dtype)
-    result = lax.reduce((x, numbers), (padding_value(pooling, x.dtype), number), choose, pooling.pooled)
+    # If an element equals the initial value, the lowest, all do, so that the number of the first or last one is right.
+    initial = padding_value(pooling, x.dtype), np.zeros((), numbers.dtype)
+    result = lax.reduce((x, numbers), initial, choose, pooling.pooled)
     return result[0].reshape(pooling.values_shape), result[1].reshape(pooling.values_shape)
 
 
