@@ -140,9 +140,9 @@ def make_train_step(
         check_examples(of_step, batch, weights, mesh, axis_name, may_be_all_zero=False)
         check_places(of_step, mesh, state=state, batch=batch, weights=weights)
 
-    # An argument of the batch may be called state.
-    def step(*arguments: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
-        state, *positional = arguments
+    # As one tuple, because an argument of the batch may be called state, which jax.jit would take for another one.
+    def step(*state_and_batch: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
+        state, *positional = state_and_batch
         check(state, (positional, named), weights)
         check_floats(of_step, "state.params", state.params)
         _check_opt_state(of_step, optimizer, state)
