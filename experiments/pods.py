@@ -63,7 +63,7 @@ def kind(pod: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the readings, and the pods without a compiler, each with the reason."""
+    """Prints the readings, and the pods without a compiler; then it ends with the reasons and an error."""
     parser = command.parser_of(__file__, __doc__)
     parser.add_argument("pods", nargs="+", metavar="POD", type=layout, help=f"such as {', '.join(PODS)}")
     readings, missing = [], {}
@@ -75,11 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             readings += [read(pod, len(devices), *program) for program in programs(devices)]
     print(json.dumps({"readings": readings, "missing": missing}))
+    if missing:
+        sys.exit("\n".join(dict.fromkeys(missing.values())))
 
 
 def layout(text: str) -> str:
     """An argparse type: the name of a pod."""
-    if not re.fullmatch(r"\w+:\d+x\d+(x\d+)?|\d+x\d+x\d+", text):
+    number = "[1-9][0-9]*"
+    if not re.fullmatch(rf"\w+:{number}x{number}(x{number})?|{number}x{number}x{number}", text):
         expected = "a layout of TPUs, such as v5e:2x2, or slices x hosts x devices of H100s, such as 1x1x8"
         raise argparse.ArgumentTypeError(f"must be {expected}; got {text}")
     return text
@@ -131,9 +134,9 @@ def readings(pods: Sequence[str]) -> tuple[list[Reading], dict[str, str]]:
     print("\ncompiling for pods, which takes minutes if the compilers are installed ..", flush=True)
     command, top = [sys.executable, "-m", "experiments.pods", *pods], Path(__file__).parents[1]
     done = subprocess.run(command, env=environment, cwd=top, capture_output=True, text=True)
-    if done.returncode:
+    printed = json.loads((done.stdout.splitlines() or ["{}"])[-1])
+    if not printed or (done.returncode and not printed["missing"]):
         raise RuntimeError(f"compiling for pods failed:\n{done.stderr[-2000:]}")
-    printed = json.loads(done.stdout.splitlines()[-1])
     return [Reading(*fields) for fields in printed["readings"]], printed["missing"]
 
 

@@ -250,6 +250,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
             cluster.address(options.coordinator)
         except cluster.ClusterError as error:
             parser.error(str(error))
+        if options.processes == 1:
+            parser.error("argument --coordinator: needs --processes N, at least 2; one process meets no others")
     if options.process_id >= options.processes:
         parser.error(
             f"argument --process-id: must be less than --processes, {options.processes}; got {options.process_id}"

@@ -43,6 +43,7 @@ class Size(NamedTuple):
         )
 
 
+FLOATS = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the least and the largest of float32
 ROUNDS = Size("timing rounds per method", 1, 1_000)
 
 
@@ -160,21 +161,25 @@ def add_shapes(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def chosen(parser: argparse.ArgumentParser, words: Sequence[str], names: Iterable[str], what: str) -> list[str]:
-    """The names that contain one of the words of `--shapes`; at least one must."""
+    """The names that contain one of the words of `--shapes`; every word must be in one."""
     names = list(names)
-    selected = [name for name in names if any(word.lower() in name.lower() for word in words)]
-    if not selected:
-        parser.error(f"argument --shapes: no {what} has such a name; the names are {', '.join(names)}")
-    return selected
+    selected = {word: [name for name in names if word.lower() in name.lower()] for word in words}
+    for word, found in selected.items():
+        if not found:
+            such = "such a name" if len(words) == 1 else f"a name with {word!r}"
+            parser.error(f"argument --shapes: no {what} has {such}; the names are {', '.join(names)}")
+    return [name for name in names if any(name in found for found in selected.values())]
 
 
 def positive(kind: type) -> Callable[[str], Any]:
-    """An argparse type: a finite number above zero."""
+    """An argparse type: a finite number above zero; a float is one that float32 holds."""
 
     def parse_positive(text: str) -> Any:
         value = kind(text)
         if not (0 < value < math.inf):
             raise ValueError(text)
+        if kind is float and not FLOATS[0] <= value <= FLOATS[1]:
+            raise argparse.ArgumentTypeError(f"must be between {FLOATS[0]:.2g} and {FLOATS[1]:.2g}; got {text}")
         return value
 
     parse_positive.__name__ = f"positive {kind.__name__}"  # argparse puts it in the error text

@@ -39,6 +39,12 @@ REFUSED = {
     ("--coordinator", "localhost:0"): "--coordinator must have a port from 1 to 65535; got 'localhost:0'",
     ("--coordinator", "localhost:65536"): "--coordinator must have a port from 1 to 65535; got 'localhost:65536'",
     ("--coordinator", "localhost:-1"): "--coordinator must be HOST:PORT, such as 10.0.0.1:1234; got 'localhost:-1'",
+    (
+        "--coordinator",
+        "localhost:1234",
+    ): "argument --coordinator: needs --processes N, at least 2; one process meets no others",
+    ("--learning-rate", "1e39"): "argument --learning-rate: must be between 1.2e-38 and 3.4e+38; got 1e39",
+    ("--learning-rate", "1e-50"): "argument --learning-rate: must be between 1.2e-38 and 3.4e+38; got 1e-50",
     ("--coordinator", "a..b:1234"): "--coordinator must have the name or the number of a host; got 'a..b:1234'",
 }
 

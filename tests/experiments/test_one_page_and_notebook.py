@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import nbformat
@@ -32,6 +33,14 @@ w after the step:
 equal to jpool.max_pool, bit for bit, with ties, NaN and -inf
 """
     )
+
+
+def test_the_page_has_no_options(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["one_page.py", "--bogus"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXPERIMENTS / "one_page.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --bogus" in capsys.readouterr().err
 
 
 def test_the_page_stops_if_its_pooling_differs(tmp_path):

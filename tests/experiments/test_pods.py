@@ -41,8 +41,8 @@ def test_a_large_pod_has_one_all_reduce_and_the_memory_of_four_chips(small, larg
 
 @pytest.mark.exhaustive
 def test_pods_without_a_compiler_are_left_out(capsys):
-    readings, missing = pods.readings(("v0:2x2", "0x0x0"))  # such devices do not exist, whatever is installed
-    assert (readings, list(missing)) == ([], ["v0:2x2", "0x0x0"])
+    readings, missing = pods.readings(("v0:2x2", "1x1x99999"))  # such pods do not exist, whatever is installed
+    assert (readings, list(missing)) == ([], ["v0:2x2", "1x1x99999"])
     pods.print_readings(readings, missing, PARAMETERS, 1e8)
     printed = capsys.readouterr().out
     assert "\nleft out: pods of TPU v0, H100. " in printed
@@ -56,7 +56,8 @@ def test_the_process_of_the_compilers_reports_what_is_missing(capsys, monkeypatc
         raise RuntimeError(f"no {platform} for {topology}")
 
     monkeypatch.setattr(compiled, "devices", no_devices)
-    pods.main(["v5e:2x2", "1x1x8"])
+    with pytest.raises(SystemExit, match=r"^no tpu for v5e:2x2\nno cuda for 1x1x8$"):  # which is an error for the shell
+        pods.main(["v5e:2x2", "1x1x8"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"readings": [], "missing": {"v5e:2x2": "no tpu for v5e:2x2", "1x1x8": "no cuda for 1x1x8"}}
 
