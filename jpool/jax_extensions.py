@@ -9,8 +9,8 @@ JAX may change these between releases without a deprecation period. Each use has
 `manual_axis_type` of `jax.typeof`          which arrays differ between devices in a `jax.shard_map`. Without it:
                                             gradients there are summed over devices, which is wrong.
 `sharding` of `jax.typeof`, `update`        result types on Explicit meshes. Without it: such meshes must be refused.
-`Jaxpr`, `jaxpr_as_fun`,                    the layout of convolutions in microbatches. Without them: slower on a CPU.
-(`jax.extend.core`),
+`Jaxpr`, `jaxpr_as_fun`,                    the layout of convolutions in per-example gradients. Without them: wrong
+(`jax.extend.core`),                        gradients of examples that XLA alone knows to be split, slow loops on a CPU.
 `jax.lax.conv_general_dilated_p`
 `jax.core.Tracer`                           whether an array has a value to check. Without it: no checks of values.
 ==========================================  ===========================================================================

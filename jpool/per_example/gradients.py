@@ -53,6 +53,8 @@ def per_example_value_and_grad(
       params. With a mesh, all results are split over the devices as the examples are. Inside your own `jax.shard_map`,
       f maps the examples that it is given there, and you need not mark params as varying.
 
+      loss is traced, as by `jax.jit`, with its convolutions in the layout with channels last.
+
       Random numbers: give each example its own key, `jax.random.split(key, B)`. With the generator "rbg", what an
       example draws also depends on the rest of the batch, because JAX draws for a whole batch under `jax.vmap` at once.
 
@@ -61,10 +63,11 @@ def per_example_value_and_grad(
         From f: params holds anything but floats, the batch anything but numbers and random keys, or loss does not
         return one float.
       ValueError: axis_name is not an axis of mesh. From f: an array is deleted, the batch is missing, its arrays do not
-        share a first axis, or the mesh does not divide it; or, without a mesh, the batch is on several devices or a
-        mesh of several is set as context: JAX's partitioner silently returns wrong gradients of convolutions there. (It
-        cannot be detected if only a surrounding `jax.jit` specifies it, by in_shardings or out_shardings: give f the
-        mesh there.)
+        share a first axis, or the mesh does not divide it; loss closes over an array on other devices; or, without a
+        mesh, the batch is on several devices, the parameters are split over them, arrays are on different devices, or a
+        mesh of several is set as context: JAX's partitioner silently returns wrong gradients of convolutions there.
+        (What only XLA knows of cannot be detected: shardings in a surrounding `jax.jit`, or of what meets the gradients
+        there. Gradients are right if only the examples are split, and may be wrong otherwise: give f the mesh there.)
 
     Example:
       >>> import jax, jpool

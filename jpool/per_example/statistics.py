@@ -71,9 +71,10 @@ def gradient_statistics(
         signal      = (B m - n) / (B - 1)    the squared norm of the true gradient, the mean over all data
         noise_scale = noise_trace / signal   the batch size at which noise and signal of the mean gradient are equal
 
-    The first two are unbiased estimates, so signal may be negative, and is returned as it is: average
-    both over several batches before taking their ratio. (McCandlish et al. 2018, "An Empirical Model of Large-Batch
-    Training", appendix A.1, with the batches of one example and of B.)
+    The first two are unbiased estimates, so signal may be negative, and is returned as it is: average both over several
+    batches before taking their ratio. (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", appendix
+    A.1, with the batches of one example and of B.) They are differences of sums in float32 (or wider), so that a
+    noise_trace below about 1e-7 m, of gradients that are nearly equal, is rounding.
 
     Args:
       loss: `loss(params, *example) -> scalar`; params a pytree of float arrays.
@@ -94,7 +95,8 @@ def gradient_statistics(
       TypeError: loss is not callable, microbatch_size not an int, axis_name not a string, or mesh not a
         `jax.sharding.Mesh`. From f: as in `per_example_value_and_grad`, or weights are not an array of numbers.
       ValueError: microbatch_size is below 1, or axis_name is not an axis of mesh. From f: as in
-        `per_example_value_and_grad`, the batch is empty, or weights are not B zeros and ones.
+        `per_example_value_and_grad`, the batch is empty, weights are not B zeros and ones, as they were given, or
+        microbatch_size is not None for a batch of symbolic size.
 
     Example:
       >>> import jpool

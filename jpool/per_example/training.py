@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    step: jax.Array  # int32 scalar, the number of steps taken
+    step: jax.Array  # int32 scalar, the number of steps taken; it stays at 2**31 - 1
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
@@ -103,7 +103,8 @@ def make_train_step(
         string, or mesh not a `jax.sharding.Mesh`. From step, before the state is donated: as in `gradient_statistics`,
         state is not a `TrainState`, or the optimiser needs other arguments than `value`.
       ValueError: microbatch_size is below 1, or axis_name is not an axis of mesh. From step, before the state is
-        donated: as in `gradient_statistics`, the state was donated before, or weights are all zero.
+        donated: as in `gradient_statistics`, the state was donated before or is another optimiser's, or weights are all
+        zero.
 
     Example:
       >>> import jpool, optax

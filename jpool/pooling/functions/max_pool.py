@@ -84,7 +84,8 @@ def max_pool(
     Raises:
       TypeError: x is not an array of real numbers, or another argument is not of the type above (a traced one is not).
       ValueError: an argument has the wrong length, sign or name, x has the wrong rank (a batch without `jax.vmap`,
-        say), or a window is larger than the padded input.
+        say), a window is larger than the padded input, or x holds integers that JAX narrows (64 bits, without
+        `jax_enable_x64`).
 
     Example:
       >>> import jax, jpool
