@@ -9,7 +9,7 @@ from jax import lax
 from jpool.pooling.cpu import reductions
 from jpool.pooling.cpu.loops import Arrays, bits_to_accumulator, by_runs, from_bits, in_one_pass, to_bits
 from jpool.pooling.cpu.runs import Run, selects_in_place
-from jpool.pooling.integers.geometry import Geometry
+from jpool.pooling.integers.geometry import DIRECT_TAPS, Geometry
 from jpool.pooling.plain import forward
 from jpool.pooling.plain.arrays import padding_value
 from jpool.pooling.plain.forward import Index, best_of, settle_no_winner
@@ -58,6 +58,9 @@ def _select_step(pooling: Geometry, x: jax.Array, *, with_winners: bool) -> Cand
         else:
             best = best_of_padded(pooling, taps(chosen), padding)
         value, winner = settle_no_winner(pooling, best, padding)
+        # XLA:CPU moves the rounding to 16 bits into a chain of selects, in exponential time (jax 0.12.0.1: 17 taps 3 s).
+        if not with_winners and pooling.taps > DIRECT_TAPS:
+            value = lax.optimization_barrier(value)
         value = to_bits(value, x.dtype)
         # Runs at an edge are small, and cheaper to compile into the loop that concatenates them.
         inside = all(run.axis.window == axis.window for run, axis in zip(chosen, pooling.axes, strict=True))
