@@ -83,6 +83,19 @@ def test_large_windows_of_every_rule_on_every_arrangement(ties, compiled_quickly
         jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
+@pytest.mark.parametrize("platform", ARRANGEMENTS)
+@pytest.mark.parametrize("window", [4, 9, 31])
+def test_cotangents_of_16_bits_add_up_in_float32_on_every_arrangement(platform, window, compiled_quickly):
+    """Added in bfloat16, 256 + 1 is 256."""
+    pooling = resolved((2 * window - 1,), (window,), channel_axis=None)
+    x = jnp.zeros(2 * window - 1, jnp.bfloat16).at[window - 1].set(1)  # the winner of all windows
+    ct = jnp.ones(window, jnp.bfloat16).at[0].set(256)
+    _, winners = all_steps.select(ARRANGEMENTS[platform], pooling, x)
+    gradient = all_steps.route(ARRANGEMENTS[platform], pooling, winners, ct)
+    expected = jnp.zeros_like(x).at[window - 1].set(256 + window - 1)
+    np.testing.assert_array_equal(gradient, expected, strict=True)
+
+
 @pytest.mark.parametrize("ties", ["first", "last"])
 @pytest.mark.parametrize("minimum", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "int8", "uint32"])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from shared.cases import CASES, CONTENTS, EVERY_CASE, QUICK, mostly_exhaustive
 from shared.programs import lowered_instructions
 
@@ -370,6 +371,13 @@ def test_an_index_outside_its_window_is_refused_if_concrete_and_skipped_if_trace
     between = np.array([[1], [3]])  # between two taps
     with pytest.raises(ValueError, match=r"got 1 at position \(0, 0\), where the window has no tap"):
         jpool.max_unpool(values, between, (6,), (2,), 3, window_dilation=2)
+
+
+@pytest.mark.parametrize("geometry", [(), ((2,), 2)])
+def test_a_skipped_value_is_not_reported_as_out_of_bounds(geometry):
+    unpool = lambda values, argmax: jpool.max_unpool(values, argmax, (4,), *geometry, channel_axis=None)  # noqa: E731
+    error, unpooled = checkify.checkify(unpool, checkify.index_checks)(jnp.array([3.0, 5.0]), np.array([1, -1]))
+    assert (error.get(), unpooled.tolist()) == (None, [0, 3, 0, 0])
 
 
 def test_the_defaults_of_the_geometry_may_be_written_out_without_it():

@@ -58,7 +58,7 @@ def _select_step(pooling: Geometry, x: jax.Array, *, with_winners: bool) -> Cand
         else:
             best = best_of_padded(pooling, taps(chosen), padding)
         value, winner = settle_no_winner(pooling, best, padding)
-        # XLA:CPU moves the rounding to 16 bits into a chain of selects, in exponential time (jax 0.12.0.1: 17 taps 3 s).
+        # XLA:CPU moves rounding to 16 bits into a chain of selects, in exponential time (jax 0.12.0.1: 17 taps 3 s).
         if not with_winners and pooling.taps > DIRECT_TAPS:
             value = lax.optimization_barrier(value)
         value = to_bits(value, x.dtype)

@@ -133,8 +133,9 @@ def _scatter(sizes: Sizes, channel_axis: int | None, values: jax.Array, argmax: 
     argmax = argmax + jnp.zeros_like(values, jnp.int32)  # and argmax as values are
 
     def of_channel(values: jax.Array, argmax: jax.Array) -> jax.Array:
-        index = jnp.where(argmax < 0, math.prod(sizes), argmax)  # out of bounds: dropped
-        return jnp.zeros(math.prod(sizes), values.dtype).at[index].add(values, mode="drop").reshape(sizes)
+        index = jnp.maximum(argmax, 0)  # a value that is skipped is 0, and may be added anywhere
+        zeros = jnp.zeros(math.prod(sizes), values.dtype)
+        return zeros.at[index].add(values, mode="promise_in_bounds").reshape(sizes)
 
     if channel_axis is None:
         return of_channel(values, argmax)
