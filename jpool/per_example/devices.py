@@ -100,17 +100,17 @@ def check_places(name: str, mesh: Mesh | None, **arguments: Any) -> None:
     """
     if mesh is not None:
         return
-    context = jax.sharding.get_abstract_mesh()
-    _refuse_mesh(name, context, "a mesh is set as context", "", "call it outside of jax.set_mesh")
+    if axes := _open_axes(jax.sharding.get_abstract_mesh()):
+        raise ValueError(_advice(name, "a mesh is set as context", axes, "", "call it outside of jax.set_mesh"))
     seen: dict[frozenset[Any], tuple[str, int]] = {}
     for argument, tree in arguments.items():
         for i, leaf in enumerate(jax.tree.leaves(tree)):
             if not isinstance(leaf, jax.Array):
                 continue
-            if argument in ("batch", "weights") or _is_split(leaf):
-                where, what = jax.typeof(leaf).sharding.mesh, f"an array of shape {leaf.shape} is on several devices"
+            if axes := _split_over(leaf, may_be_whole=argument not in ("batch", "weights")):
+                what, where = f"an array of shape {leaf.shape} is on several devices", f", as part of {argument}"
                 move = f"move the {argument} to one device: jax.device_put({argument}, jax.devices()[0])"
-                _refuse_mesh(name, where, what, f" as part of {argument}", move)
+                raise ValueError(_advice(name, what, axes, where, move))
             if not is_traced(leaf) and leaf.committed:
                 seen.setdefault(frozenset(leaf.sharding.device_set), (argument, i))
     if len(seen) > 1:
@@ -124,21 +124,28 @@ def check_places(name: str, mesh: Mesh | None, **arguments: Any) -> None:
         )
 
 
-def _is_split(array: jax.Array) -> bool:
-    """Whether it is known to be split over devices; with an Explicit mesh, every operation has to state how."""
-    is_explicit = AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
-    return is_explicit or not (is_traced(array) or array.sharding.is_fully_replicated)
+def _open_axes(mesh: Any) -> dict[str, int]:
+    """The sizes of the axes along which arrays may be split by XLA, or by operations that state it."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis: mesh.shape[axis] for axis, kind in kinds if kind != AxisType.Manual and mesh.shape[axis] > 1}
 
 
-def _refuse_mesh(name: str, mesh: Any, what: str, where: str, or_else: str) -> None:
-    axes = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
-    if any(mesh.shape[axis] > 1 for axis in axes):
-        axis_name = "" if "data" in axes else f", axis_name={axes[0]!r}"
-        raise ValueError(
-            f"{name}: {what} ({dict(mesh.shape)}){where}, where JAX's own partitioner can silently return wrong "
-            "per-example gradients. Give the mesh to split the examples over: "
-            f"{_maker(name)}(..., mesh=mesh{axis_name}); or {or_else}."
-        )
+def _split_over(array: jax.Array, *, may_be_whole: bool) -> dict[str, int]:
+    """What an array is split over, as far as is known; {} for one device. With an Explicit mesh it may not be whole."""
+    mesh = jax.typeof(array).sharding.mesh
+    is_whole = is_traced(array) or array.sharding.is_fully_replicated  # of a traced one it is not known
+    if may_be_whole and is_whole and AxisType.Explicit not in mesh.axis_types:
+        return {}
+    devices = 1 if is_traced(array) else len(array.sharding.device_set)
+    return _open_axes(mesh) or ({"devices": devices} if devices > 1 else {})  # some shardings have no mesh
+
+
+def _advice(name: str, what: str, axes: dict[str, int], where: str, or_else: str) -> str:
+    axis_name = "" if {"data", "devices"} & axes.keys() else f", axis_name={next(iter(axes))!r}"
+    return (
+        f"{name}: {what} ({axes}){where}, where JAX's own partitioner can silently return wrong per-example gradients. "
+        f"Give the mesh to split the examples over: {_maker(name)}(..., mesh=mesh{axis_name}); or {or_else}."
+    )
 
 
 @contextmanager

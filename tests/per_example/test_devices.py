@@ -265,12 +265,24 @@ def test_without_a_mesh_an_operand_split_over_devices_is_refused_by_name(wrap, k
     moved = jax.tree.map(move, arguments[operand])
     rest = {other: jax.tree.map(np.asarray, arguments[other]) for other in arguments if other != operand}
     shape = r"\(.*\)" if is_params else str(jax.tree.leaves(moved)[0].shape).replace("(", r"\(").replace(")", r"\)")
-    text = rf"{name}.*: an array of shape {shape} is on several devices \({{'rows': 4}}\) as part of {operand}.*{name}.*\(\.\.\., mesh=mesh, axis_name='rows'\)"
+    text = rf"{name}.*: an array of shape {shape} is on several devices \({{'rows': 4}}\), as part of {operand}, .*{name}\(\.\.\., mesh=mesh, axis_name='rows'\)"
     with pytest.raises(ValueError, match=text):
         call(f, *({**arguments, **rest, operand: moved}.values()))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=rf"{name}.*: a mesh is set as context"):
         call(f, *arguments.values())
     call(f, *arguments.values())  # the refused call has donated nothing
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_batch_whose_sharding_has_no_mesh_is_refused(name):
+    shardings = pytest.importorskip("jax._src.sharding_impls")  # JAX makes them, and has no public name for them
+    split = NamedSharding(make_mesh(4), P("data"))._to_xla_hlo_sharding(4)
+    xs = jax.make_array_from_callback(
+        XS.shape, shardings.GSPMDSharding(tuple(jax.devices()[:4]), split), lambda index: np.asarray(XS)[index]
+    )
+    text = rf"{name}.*: an array of shape \(8, 6, 6, 2\) is on several devices \({{'devices': 4}}\), as part of batch,"
+    with pytest.raises(ValueError, match=text):
+        MAKERS[name](loss)(first_argument(name), xs, np.asarray(YS))
 
 
 @pytest.mark.parametrize("name", MAKERS)
