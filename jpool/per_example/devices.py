@@ -8,7 +8,7 @@ and reads convolutions with groups wrongly in some layouts (see `convolutions`).
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,9 +104,9 @@ def check_places(name: str, mesh: Mesh | None, **arguments: Any) -> None:
         raise ValueError(_advice(name, "a mesh is set as context", axes, "", "call it outside of jax.set_mesh"))
     seen: dict[frozenset[Any], tuple[str, int]] = {}
     for argument, tree in arguments.items():
-        for i, leaf in enumerate(jax.tree.leaves(tree)):
-            if not isinstance(leaf, jax.Array):
-                continue
+        leaves = jax.tree.leaves(tree)
+        for i in _one_of_each_place(leaves):
+            leaf = leaves[i]
             if axes := _split_over(leaf, may_be_whole=argument not in ("batch", "weights")):
                 what, where = f"an array of shape {leaf.shape} is on several devices", f", as part of {argument}"
                 move = f"move the {argument} to one device: jax.device_put({argument}, jax.devices()[0])"
@@ -122,6 +122,15 @@ def check_places(name: str, mesh: Mesh | None, **arguments: Any) -> None:
             f"of them, for example by jax.device_put({second}, {first}.sharding); or split the examples over a mesh: "
             f"{_maker(name)}(..., mesh=mesh), which puts every array where it is needed."
         )
+
+
+def _one_of_each_place(leaves: list[Any]) -> Iterable[int]:
+    """The first array of each sharding: a state may have a thousand arrays, and is checked in every step."""
+    places: dict[Any, int] = {}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, jax.Array):
+            places.setdefault(i if is_traced(leaf) else (leaf.sharding, leaf.committed), i)
+    return places.values()
 
 
 def _open_axes(mesh: Any) -> dict[str, int]:

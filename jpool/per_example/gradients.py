@@ -158,8 +158,9 @@ def mean_over_examples() -> optax.GradientTransformation:
 
 
 def _mean(gradient: jax.Array) -> jax.Array:
-    accumulator = jnp.float32 if gradient.dtype.itemsize < 4 else gradient.dtype
-    return gradient.mean(axis=0, dtype=accumulator).astype(gradient.dtype)
+    if gradient.dtype.itemsize >= 4 or not jnp.issubdtype(gradient.dtype, jnp.floating):
+        return gradient.mean(axis=0)
+    return gradient.mean(axis=0, dtype=jnp.float32).astype(gradient.dtype)
 
 
 def _check_gradients(leaves: list[Shape], expected: list[Shape] | None) -> None:
