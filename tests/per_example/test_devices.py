@@ -276,11 +276,11 @@ def test_without_a_mesh_an_operand_split_over_devices_is_refused_by_name(wrap, k
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_batch_whose_sharding_has_no_mesh_is_refused(name):
     shardings = pytest.importorskip("jax._src.sharding_impls")  # JAX makes them, and has no public name for them
-    split = NamedSharding(make_mesh(4), P("data"))._to_xla_hlo_sharding(4)
+    split = NamedSharding(make_mesh(2), P("data"))._to_xla_hlo_sharding(4)
     xs = jax.make_array_from_callback(
-        XS.shape, shardings.GSPMDSharding(tuple(jax.devices()[:4]), split), lambda index: np.asarray(XS)[index]
+        XS.shape, shardings.GSPMDSharding(tuple(jax.devices()[:2]), split), lambda index: np.asarray(XS)[index]
     )
-    text = rf"{name}.*: an array of shape \(8, 6, 6, 2\) is on several devices \({{'devices': 4}}\), as part of batch,"
+    text = rf"{name}.*: an array of shape \(8, 6, 6, 2\) is on several devices \({{'devices': 2}}\), as part of batch,"
     with pytest.raises(ValueError, match=text):
         MAKERS[name](loss)(first_argument(name), xs, np.asarray(YS))
 
