@@ -33,6 +33,11 @@ def is_traced(array: Any) -> bool:
     return isinstance(array, jax.core.Tracer)
 
 
+def is_staging() -> bool:
+    """Whether JAX is recording a program, so that results of operations have no values."""
+    return is_traced(jax.lax.full((), 0.0))
+
+
 def varying_axes(array: Any) -> frozenset[str]:
     """The mesh axes of a surrounding `jax.shard_map` along which an array differs between devices."""
     return jax.typeof(array).manual_axis_type.varying

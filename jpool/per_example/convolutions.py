@@ -19,13 +19,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from jpool.checks import is_int
-from jpool.jax_extensions import core
+from jpool.jax_extensions import core, is_staging
 
 
 def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays, whose convolutions have channels last."""
+    """The same function of arrays, whose convolutions have channels last in a program.
+
+    Outside of one, operations run alone, on one device and in no loop, and the function stays as it is.
+    """
 
     def of_arrays(*arguments: Any) -> Any:
+        if not is_staging():
+            return function(*arguments)
         jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         results = core.jaxpr_as_fun(_rewritten(jaxpr))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shape), results)
@@ -54,7 +59,8 @@ def _rewritten_equation(equation: Any) -> Any:
         changed = any(params[name] is not value for name, value in equation.params.items())
         return equation.replace(params=params) if changed else equation
     convolve = jax.jit(partial(_convolve_channels_last, **equation.params))
-    (call,) = jax.make_jaxpr(convolve)(*(variable.aval for variable in equation.invars)).eqns
+    with jax.disable_jit(False):  # one call, whatever the user has set
+        (call,) = jax.make_jaxpr(convolve)(*(variable.aval for variable in equation.invars)).eqns
     return call.replace(invars=equation.invars, outvars=equation.outvars)
 
 

@@ -133,15 +133,17 @@ def _one_of_each_place(leaves: list[Any]) -> Iterable[int]:
     return places.values()
 
 
-def _open_axes(mesh: Any) -> dict[str, int]:
+def _open_axes(mesh: Any, least: int = 2) -> dict[str, int]:
     """The sizes of the axes along which arrays may be split by XLA, or by operations that state it."""
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {axis: mesh.shape[axis] for axis, kind in kinds if kind != AxisType.Manual and mesh.shape[axis] > 1}
+    return {axis: mesh.shape[axis] for axis, kind in kinds if kind != AxisType.Manual and mesh.shape[axis] >= least}
 
 
 def _split_over(array: jax.Array, *, may_be_whole: bool) -> dict[str, int]:
     """What an array is split over, as far as is known; {} for one device. With an Explicit mesh it may not be whole."""
-    mesh = jax.typeof(array).sharding.mesh
+    mesh, spec = jax.typeof(array).sharding.mesh, jax.typeof(array).sharding.spec
+    if AxisType.Explicit in mesh.axis_types and any(axis is not None for axis in spec):
+        return _open_axes(mesh, 1)  # JAX refuses operations on such types for one device as well
     is_whole = is_traced(array) or array.sharding.is_fully_replicated  # of a traced one it is not known
     if may_be_whole and is_whole and AxisType.Explicit not in mesh.axis_types:
         return {}
@@ -163,6 +165,11 @@ def explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if re.search("context mesh .* should match the mesh passed", str(error)):
+            raise ValueError(
+                f"{name}: mesh must be the one that jax.set_mesh has set; got another one, or axes of another type. "
+                "Give the same mesh to both, or call it outside of jax.set_mesh."
+            ) from error
         if re.search(r"Closing over inputs to shard_map|(?i:device.?assignment)|incompatible devices", str(error)):
             raise ValueError(
                 f"{name}: loss must not close over arrays of an Explicit mesh, or on other devices than its arguments. "

@@ -53,8 +53,6 @@ def per_example_value_and_grad(
       params. With a mesh, all results are split over the devices as the examples are. Inside your own `jax.shard_map`,
       f maps the examples that it is given there, and you need not mark params as varying.
 
-      loss is traced, as by `jax.jit`, with its convolutions in the layout with channels last.
-
       Random numbers: give each example its own key, `jax.random.split(key, B)`. With the generator "rbg", what an
       example draws also depends on the rest of the batch, because JAX draws for a whole batch under `jax.vmap` at once.
 

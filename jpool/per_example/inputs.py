@@ -93,6 +93,14 @@ def check_alive(name: str, argument: str, tree: Any) -> None:
     _refuse_first(name, argument, tree, dead, deleted, f"{returned}.", ValueError)
 
 
+def check_state(name: str, state: Any) -> None:
+    """Refuses leaves of a training state that are not arrays, and a number of steps that int32 does not hold."""
+    advice = "Make the first state by TrainState.create(params, optimizer)."
+    _refuse_first(name, "state", state, lambda leaf: not _is_array(leaf), "must hold arrays of numbers", advice)
+    if not isinstance(state.step, jax.Array) and not (_is_numbers(state.step) and 0 <= state.step < 2**31):
+        raise ValueError(f"{name}: state.step must be an integer from 0 to 2**31 - 1; got {state.step!r}. {advice}")
+
+
 def read_weights(name: str, weights: Any) -> Any:
     """The weights as an array of numbers, still in their own dtype; None stays None."""
     if weights is None:

@@ -43,7 +43,7 @@ def _loop(function: Callable[[Any], tuple[Any, Any]], batch: Any, stop: int, siz
     """The examples before `stop`. The loop is over their indices: given the batch, optax would copy it."""
 
     def of_indices(indices: jax.Array) -> tuple[Any, Any]:
-        return function(jax.tree.map(lambda leaf: leaf.at[indices].get(mode="promise_in_bounds"), batch))
+        return function(jax.tree.map(lambda leaf: jnp.asarray(leaf).at[indices].get(mode="promise_in_bounds"), batch))
 
     return optax.microbatching.microbatch(of_indices, 0, size, SUMS_AND_ROWS)(jnp.arange(stop))
 

@@ -183,7 +183,8 @@ def gradient_totals(
                 f"{name}: microbatch_size must be None for a batch of symbolic size, because the number of "
                 f"microbatches must be known; got microbatch_size={microbatch_size} and a batch of {count} examples."
             )
-        return run(params, (batch, weights))
+        with explained(name):
+            return run(params, (batch, weights))
 
     return totals_and_rows
 

@@ -5,6 +5,7 @@
 The step is one compiled program, on one device or many. You write the training loop.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from jpool.per_example.inputs import (
     check_loss,
     check_optimizer,
     check_params,
+    check_state,
     described,
     missing_arguments,
     read_weights,
@@ -142,8 +144,8 @@ def make_train_step(
         check_places(of_step, mesh, state=state, batch=batch, weights=weights)
 
     # As one tuple, because an argument of the batch may be called state, which jax.jit would take for another one.
-    def step(*state_and_batch: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
-        state, *positional = state_and_batch
+    def step(*_state_and_batch: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
+        state, positional, named = _with_state_first(of_step, _state_and_batch, named)
         check(state, (positional, named), weights)
         check_floats(of_step, "state.params", state.params)
         _check_opt_state(of_step, optimizer, state)
@@ -159,10 +161,14 @@ def make_train_step(
 
 
 def _check_opt_state(name: str, optimizer: Any, state: TrainState) -> None:
-    """Refuses the state of another optimiser, or of other parameters."""
-    expected = jax.eval_shape(optimizer.init, state.params)
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]
-    if structures[0] != structures[1] or shapes(expected) != shapes(state.opt_state):
+    """Refuses the state of another optimiser, or of other parameters; a list may stand for a tuple."""
+    try:
+        first = jax.eval_shape(optimizer.init, state.params)
+        value = jax.ShapeDtypeStruct((), jnp.float32)
+        second = jax.eval_shape(partial(_updated, optimizer), state.params, first, state.params, value)[1]
+    except Exception:  # one that reads values, which nothing has here, cannot be checked
+        return
+    if not any(_has_form(state.opt_state, expected) for expected in (first, second)):
         raise ValueError(
             f"{name}: state.opt_state must be a state of the step's own optimizer for these parameters; got "
             f"{state.opt_state!r:.80}. Make the first state by TrainState.create(params, optimizer), with the "
@@ -170,15 +176,26 @@ def _check_opt_state(name: str, optimizer: Any, state: TrainState) -> None:
         )
 
 
-def _updates(name: str, optimizer: Any, gradient: Any, state: TrainState, mean_loss: jax.Array) -> tuple[Any, Any]:
+def _has_form(opt_state: Any, expected: Any) -> bool:
+    """Whether it has arrays of the same shapes, and no other named tuples."""
+    names = [set(re.findall(r"namedtuple\[(\w+)", str(jax.tree.structure(tree)))) for tree in (opt_state, expected)]
+    return shapes(opt_state) == shapes(expected) and names[0] <= names[1]
+
+
+def _updated(optimizer: Any, gradient: Any, opt_state: Any, params: Any, mean_loss: Any) -> tuple[Any, Any]:
     """The optimiser's updates and state; it receives the mean loss as `value` if it takes one."""
     try:
-        try:
-            return optimizer.update(gradient, state.opt_state, state.params, value=mean_loss)
-        except TypeError as error:
-            if "unexpected keyword argument 'value'" not in str(error):
-                raise
-            return optimizer.update(gradient, state.opt_state, state.params)
+        return optimizer.update(gradient, opt_state, params, value=mean_loss)
+    except TypeError as error:
+        if "unexpected keyword argument 'value'" not in str(error):
+            raise
+        return optimizer.update(gradient, opt_state, params)
+
+
+def _updates(name: str, optimizer: Any, gradient: Any, state: TrainState, mean_loss: jax.Array) -> tuple[Any, Any]:
+    """The optimiser's updates and state, or an error that names what else it needs."""
+    try:
+        return _updated(optimizer, gradient, state.opt_state, state.params, mean_loss)
     except (TypeError, ValueError) as error:
         if missing := missing_arguments(error):
             raise TypeError(
@@ -188,6 +205,20 @@ def _updates(name: str, optimizer: Any, gradient: Any, state: TrainState, mean_l
         raise
 
 
+def _with_state_first(name: str, arguments: Any, named: Any) -> tuple[TrainState, Any, dict[str, Any]]:
+    """The state and the batch. The state may be given by keyword, if nothing is given by position."""
+    if not arguments:
+        named = dict(named)
+        arguments = (named.pop("state", None),)
+    state, *positional = arguments
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"{name}: state must be a TrainState; got {described(state)}. Make the first one by "
+            "TrainState.create(params, optimizer), and then give the one that the step returned."
+        )
+    return state, positional, named
+
+
 class _Step:
     """The compiled step after checks that need concrete arrays; other attributes are the jitted function's."""
 
@@ -195,15 +226,11 @@ class _Step:
         self._name, self._compiled, self._check, self._axis_name = name, compiled, check, axis_name
         self._mesh: Any = mesh
 
-    def __call__(
-        self, state: TrainState, /, *positional: Any, weights: Any = None, **named: Any
-    ) -> tuple[TrainState, Metrics]:
+    def __call__(self, /, *arguments: Any, weights: Any = None, **named: Any) -> tuple[TrainState, Metrics]:
+        state, positional, named = _with_state_first(self._name, arguments, named)
         weights = read_weights(self._name, weights)
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                f"{self._name}: state must be a TrainState; got {described(state)}. Make the first one by "
-                "TrainState.create(params, optimizer), and then give the one that the step returned."
-            )
+        if not isinstance(state.step, jax.Array):
+            check_state(self._name, state)
         self._check(state, (positional, named), weights)
         weights = as_mask(weights)
         try:
@@ -211,6 +238,7 @@ class _Step:
                 return self._on_devices(state, (positional, named), weights)
         except (TypeError, ValueError, RuntimeError) as error:
             check_floats(self._name, "state.params", state.params)  # here, so that a good call does not wait for it
+            check_state(self._name, state)
             if "deleted" in str(error):
                 check_alive(self._name, "state", state)
             raise

@@ -58,7 +58,7 @@ def test_a_rewritten_convolution_is_the_same_function(name):
 
     x, w = whole_numbers(*x_shape), whole_numbers(*w_shape)
     rewritten = with_channels_last(convolve)
-    np.testing.assert_array_equal(rewritten(x, w), convolve(x, w), strict=True)
+    np.testing.assert_array_equal(jax.jit(rewritten)(x, w), convolve(x, w), strict=True)
     if "batch_group_count" not in options:  # which the fast routine does not support
         in_a_loop = lambda x, w: lax.map(lambda x: rewritten(x, w), x[None])  # noqa: E731
         assert layouts(in_a_loop, x, w) == {FAST[len(x_shape) - 2]}
@@ -108,11 +108,9 @@ def test_gradients_on_several_devices_are_those_of_one(name):
     f = jax.vmap(jax.value_and_grad(of_example), (None, 0, 0))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     split = jax.device_put((xs, targets), NamedSharding(mesh, P("data")))
-    expected = f(w, xs, targets)
-    for wrap in (lambda f: f, jax.jit):
-        for result, right in zip(wrap(with_channels_last(f))(w, *split), expected, strict=True):
-            np.testing.assert_array_equal(result, right)
-            assert result.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), result.ndim)
+    for result, right in zip(jax.jit(with_channels_last(f))(w, *split), f(w, xs, targets), strict=True):
+        np.testing.assert_array_equal(result, right)
+        assert result.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), result.ndim)
 
 
 @pytest.mark.parametrize("name", NESTINGS)
@@ -162,3 +160,15 @@ def test_the_function_is_traced_once_and_its_own_error_is_raised():
     assert len(traces) == len(jaxpr.eqns) == 1
     with pytest.raises(TypeError, match="mine"):
         with_channels_last(lambda x: (_ for _ in ()).throw(TypeError("mine")))(jnp.ones(3))
+
+
+def test_outside_of_a_program_the_loss_computes_with_values():
+    """As with JAX's own transformations, and it is not compiled anew in every call."""
+    branches = lambda w, x: loss(w, x) if float(jnp.ones(())) > 0 and w.sum() > -99 else w.sum()  # noqa: E731
+    w, xs = whole_numbers(3, 3, 2, 3), whole_numbers(5, 6, 6, 2)
+    expected = jax.jit(jpool.per_example_value_and_grad(loss))(w, xs)
+    jax.tree.map(np.testing.assert_array_equal, jpool.per_example_value_and_grad(branches)(w, xs), expected)
+    with jax.disable_jit():
+        jax.tree.map(np.testing.assert_array_equal, jpool.per_example_value_and_grad(loss)(w, xs), expected)
+        statistics = jpool.gradient_statistics(loss, microbatch_size=2)(w, np.asarray(xs), weights=[1] * 5)
+    np.testing.assert_array_equal(statistics.losses, expected[0])

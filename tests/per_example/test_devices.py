@@ -343,6 +343,24 @@ def test_a_wrong_mesh_or_axis_name_is_refused(name):
         MAKERS[name](loss, mesh=make_mesh(2, name="rows"))
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_on_an_explicit_mesh_of_one_device_a_stated_split_is_refused(name):
+    mesh = make_mesh(1, AxisType.Explicit)
+    split = jax.device_put(XS, NamedSharding(mesh, P("data")))
+    with pytest.raises(ValueError, match=rf"{name}.*on several devices \({{'data': 1}}\), as part of batch"):
+        MAKERS[name](loss)(first_argument(name), split, np.asarray(YS))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_another_mesh_than_that_of_the_context_is_refused(name):
+    f = MAKERS[name](loss, mesh=make_mesh(4, AxisType.Explicit))
+    with (
+        jax.set_mesh(make_mesh(4, AxisType.Auto)),
+        pytest.raises(ValueError, match=f"{name}.*: mesh must be the one that jax.set_mesh has set"),
+    ):
+        f(first_argument(name), XS, YS)
+
+
 # --- canaries: if one of these fails, JAX has changed, and the workaround for it can be removed ---
 
 

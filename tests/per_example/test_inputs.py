@@ -320,3 +320,58 @@ def test_an_argument_of_the_loss_may_have_any_name_but_weights(function, argumen
     fresh = lambda: jax.tree.map(jnp.array, PARAMS)  # noqa: E731
     actual = FUNCTIONS[function](named)(fresh(), XS, **{argument: YS})
     jax.tree.map(np.testing.assert_array_equal, actual, FUNCTIONS[function](loss)(fresh(), XS, YS))
+
+
+def grows(params):
+    return optax.EmptyState()
+
+
+# Optimisers whose state has another form after the first step, or whose init cannot be repeated without values.
+UNUSUAL = {
+    "monitor": optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.sgd(0.1)),
+    "grows": optax.GradientTransformation(grows, lambda g, s, p=None: (jax.tree.map(lambda g: -g, g), (jnp.ones(3),))),
+    "reads values": optax.GradientTransformation(
+        lambda params: float(jnp.abs(params["w"]).max()), lambda g, s, p=None: (jax.tree.map(lambda g: -s * g, g), s)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_step_accepts_the_state_that_it_returned(name):
+    step = jpool.make_train_step(loss, UNUSUAL[name])
+    state = jpool.TrainState.create(PARAMS, UNUSUAL[name])
+    for _ in range(3):
+        state, _ = step(state, XS, YS)
+    assert state.step == 3
+
+
+@pytest.mark.parametrize("optimizer", [SGD, optax.adam(0.1)])
+def test_a_restored_state_may_have_lists_and_the_state_may_be_given_by_keyword(optimizer):
+    step = jpool.make_train_step(lambda params, x, y: loss(params, x, y), optimizer)
+    create = lambda: jpool.TrainState.create(PARAMS, optimizer)  # noqa: E731
+    expected, _ = step(create(), XS, YS)
+    restored = create()._replace(opt_state=list(create().opt_state), step=np.int64(0))
+    for after, _ in (step(restored, XS, YS), step(state=create(), x=XS, y=YS)):
+        jax.tree.map(np.testing.assert_array_equal, after.params, expected.params)
+    assert step.lower(state=create(), x=XS, y=YS).as_text()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "error", "text"),
+    [
+        ("step", "0", TypeError, "state must hold arrays of numbers; got '0' of type str at state.step"),
+        ("step", None, ValueError, r"state.step must be an integer from 0 to 2\*\*31 - 1; got None"),
+        ("step", np.int64(2**32), ValueError, "state.step must be an integer.*got np.int64"),
+        ("step", 2**31, ValueError, "state.step must be an integer.*got 2147483648"),
+        (
+            "opt_state",
+            "adam",
+            TypeError,
+            "state must hold arrays of numbers; got 'adam' of type str at state.opt_state",
+        ),
+    ],
+)
+def test_parts_of_a_state_of_another_kind_are_refused(part, value, error, text):
+    state = jpool.TrainState.create(PARAMS, SGD)._replace(**{part: value})
+    with pytest.raises(error, match=f"step: {text}"):
+        jpool.make_train_step(loss, SGD)(state, XS, YS)

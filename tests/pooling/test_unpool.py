@@ -373,6 +373,14 @@ def test_an_index_outside_its_window_is_refused_if_concrete_and_skipped_if_trace
         jpool.max_unpool(values, between, (6,), (2,), 3, window_dilation=2)
 
 
+def test_values_and_argmax_on_different_devices_are_refused():
+    values, argmax = (jax.device_put(jnp.array([1, 3]), device) for device in jax.devices()[:2])
+    with pytest.raises(
+        ValueError, match=r"max_unpool: values and argmax must be on the same devices; got .*device_put"
+    ):
+        jpool.max_unpool(values, argmax, (4,), channel_axis=None)
+
+
 @pytest.mark.parametrize("geometry", [(), ((2,), 2)])
 def test_a_skipped_value_is_not_reported_as_out_of_bounds(geometry):
     unpool = lambda values, argmax: jpool.max_unpool(values, argmax, (4,), *geometry, channel_axis=None)  # noqa: E731

@@ -93,6 +93,17 @@ def _check_narrowing(function: str, name: str, x: Any) -> None:
                 )
 
 
+def check_same_devices(function: str, **arrays: jax.Array) -> None:
+    """Refuses arrays that have been put on different devices."""
+    placed = {name: array for name, array in arrays.items() if not is_traced(array) and array.committed}
+    if len({frozenset(array.sharding.device_set) for array in placed.values()}) > 1:
+        first, second = placed
+        raise ValueError(
+            f"{function}: {first} and {second} must be on the same devices; got {placed[first].sharding} and "
+            f"{placed[second].sharding}. Move one of them: jax.device_put({second}, {first}.sharding)."
+        )
+
+
 def check_unsharded(function: str, name: str, array: jax.Array, axes: Iterable[int]) -> None:
     """Refuses an array that an Explicit mesh divides along one of these axes, which windows read across."""
     spec = jax.typeof(array).sharding.spec

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jpool.pooling.derivative.primitives import route
-from jpool.pooling.functions.inputs import as_concrete, check_unsharded, index_array, inside, real_array
+from jpool.pooling.functions.inputs import (
+    as_concrete,
+    check_same_devices,
+    check_unsharded,
+    index_array,
+    inside,
+    real_array,
+)
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.geometry import Geometry, resolve
 from jpool.pooling.plain.arrays import to_accumulator
@@ -100,6 +107,7 @@ def max_unpool(
             f"{name}: values must have the shape of argmax, {indices.shape}, one index for each value; got "
             f"{values.shape}."
         )
+    check_same_devices(name, values=values, argmax=indices)
     check_unsharded(name, "values", values, arguments.spatial_axes(values.ndim, channel_axis))
     options = {"strides": strides, "padding": padding, "window_dilation": window_dilation, "ceil_mode": ceil_mode}
     geometry = None
