@@ -13,8 +13,6 @@ import numpy as np
 
 from jpool.jax_extensions import is_traced
 
-LONG = (np.dtype(np.longdouble), np.dtype(np.clongdouble))  # which JAX does not have
-
 
 def check_loss(name: str, loss: Any) -> None:
     """Refuses a loss that cannot be called."""
@@ -144,8 +142,10 @@ def _is_numbers(leaf: Any) -> bool:
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(leaf, np.ma.MaskedArray):
         return False
     dtype = leaf.dtype
-    if not isinstance(leaf, jax.Array) and (not dtype.isnative or dtype.kind == "m" or dtype in LONG):
-        return False
+    if not isinstance(leaf, jax.Array):  # JAX has no long doubles, time differences, and other orders of bytes
+        most = 16 if dtype.kind == "c" else 8
+        if dtype.itemsize > most or dtype.kind == "m" or not dtype.isnative:
+            return False
     return dtype == np.bool_ or jnp.issubdtype(dtype, np.number)
 
 

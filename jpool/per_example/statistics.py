@@ -183,7 +183,7 @@ def gradient_totals(
                 f"{name}: microbatch_size must be None for a batch of symbolic size, because the number of "
                 f"microbatches must be known; got microbatch_size={microbatch_size} and a batch of {count} examples."
             )
-        with explained(name):
+        with explained(name):  # here as well as around a call, for those who only trace or lower
             return run(params, (batch, weights))
 
     return totals_and_rows
