@@ -385,7 +385,7 @@ def test_the_timed_training_steps_have_the_same_result(capsys):
 
 @pytest.mark.exhaustive
 def test_microbatches_are_compared_with_the_whole_batch(capsys, monkeypatch):
-    monkeypatch.setattr(microbatches, "BATCH", 4)
+    monkeypatch.setattr(microbatches, "BATCH", 16)
     monkeypatch.setattr(microbatches, "SIZES", (None, 3))
     monkeypatch.setattr(microbatches, "CONVOLUTIONS", {", lax convolution": convolution.convolve_by_lax})
     monkeypatch.setattr(microbatches, "NETWORKS", {"3 convolutions": microbatches.NETWORKS["3 convolutions"]})
