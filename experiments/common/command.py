@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.common import style, timing
+from experiments.common import machine, style
 
 
 class Size(NamedTuple):
@@ -79,7 +79,7 @@ def experiment(
         check_file(parser, path, "--out")
         results = measure(**options)
         style.save(picture(results), path)
-        print(f"picture: {path}\n{timing.versions()}")
+        print(f"picture: {path}\n{machine.versions()}")
         return results
 
     return main

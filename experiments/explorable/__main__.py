@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import command, timing
+from experiments.common import command, machine
 from experiments.explorable import numbers
 from experiments.wrong_averages import AVERAGED
 
@@ -40,7 +40,7 @@ def page(shown: numbers.Numbers, steps: int) -> str:
         step=shown.step,
         steps=steps,
         digits=f"{shown.digits:,}",
-        about=timing.versions(),
+        about=machine.versions(),
         data=json.dumps(arrays | more),
     )
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> numbers.Numbers:
     command.check_file(parser, path, "--out")
     shown = numbers.measure(options.seed, options.steps)
     path.write_text(page(shown, options.steps), encoding="utf-8")
-    print(f"page: {path}, {path.stat().st_size / 1e3:.0f} kB\n{timing.versions()}")
+    print(f"page: {path}, {path.stat().st_size / 1e3:.0f} kB\n{machine.versions()}")
     return shown
 
 

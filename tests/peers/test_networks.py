@@ -1,63 +1,68 @@
-"""Training steps of public networks with either pooling: equal, measured and drawn by `experiments.models`."""
+"""Complete networks with either pooling: as many parameters as published, equal steps, and a table of the figures."""
 
-import json
 import re
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import models
-from experiments.networks import networks
+from experiments.speed import compare_networks, options, poolings, timing, training_steps
+from experiments.speed.__main__ import main
+from experiments.speed.networks import NETWORKS
 
 pytest.importorskip("flax.linen")
 pytest.importorskip("equinox")
-pytest.importorskip("haiku")
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 
 
-def test_the_experiment_compares_frameworks_prints_and_draws(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(models, "COMPILATIONS", 1)
-    files = tmp_path / "models.json", tmp_path / "models.png"
-    chosen = ["nnx", "Equinox", "Haiku", "SegNet"]
-    models.main(["--shapes", *chosen, "--rounds", "1", "--json", str(files[0]), "--png", str(files[1])])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_has_the_published_number_of_parameters(name):
+    model = training_steps.model_of(NETWORKS[name], "jpool")
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == NETWORKS[name].parameters
+
+
+@pytest.mark.parametrize("name", ["MNIST", "SqueezeNet 1.1", "ResNet-18", "M5", "TextCNN", "PointNet"])
+def test_both_steps_end_with_the_same_parameters(name):
+    """Windows of stride 1, overlapping, padded, along a line, and of whole axes."""
+    network = NETWORKS[name]
+    sides = {"SqueezeNet 1.1": (1, 31, 31, 3), "ResNet-18": (1, 64, 64, 3)}
+    network = network._replace(shape=sides.get(name, (2, *network.shape[1:])))
+    batch = training_steps.batch_of(network)
+    start = jax.jit(training_steps.model_of(network, "framework").init)(jax.random.key(0))
+    theirs, ours = (
+        training_steps.training_step(network, by)(jax.tree.map(jax.numpy.copy, start), *batch)
+        for by in ("framework", "jpool")
+    )
+    compare_networks.check_equal(name, start, theirs, ours)
+    wrong = jax.tree.map(lambda leaf: 1.01 * leaf, ours)
+    with pytest.raises(AssertionError, match=rf"{name}: the updated parameters differ by"):
+        compare_networks.check_equal(name, start, theirs, wrong)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "stride", "padding"), [(8, 2, 2, 0), (9, 3, 2, 0), (8, 3, 2, 1), (8, 5, 1, 2)]
+)
+def test_free_pooling_reads_as_many_elements_as_the_others_return_values(size, side, stride, padding):
+    x = np.arange(2.0 * size * size * 3, dtype=np.float32).reshape(2, size, size, 3)
+    framework, ours, free = (poolings.max_pool(by, x, side, stride, padding) for by in poolings.BY)
+    np.testing.assert_array_equal(framework, ours)
+    np.testing.assert_array_equal(free, x[:, ::stride, ::stride][:, : ours.shape[1], : ours.shape[2]])
+    assert poolings.global_max_pool("free", x).tolist() == x[:, 0, 0].tolist()
+
+
+def test_the_table_has_ratio_limit_and_memory_of_each_network(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare_networks, "COMPILATIONS", 1)
+    monkeypatch.setattr(timing, "SHORTEST", 1e-6)
+    main(["networks", "--shapes", "MNIST", "LeNet", "--rounds", "1", "--png", str(tmp_path / "n.png")])
     printed = capsys.readouterr().out
     assert re.match(r"one training step, float32; .*jax \d", printed)
-    rows = json.loads(files[0].read_text())["networks"]
-    assert [name.split(", ")[-1] for name in rows] == chosen
-    for name, row in rows.items():
-        times = row["step_ms"]
-        assert f"| {name} | {times['theirs']:,.1f} | {times['ours']:,.1f} | {times['ratio']:.2f} |" in printed
-        assert times["ratio"] == times["theirs"] / times["ours"]
-    mean = np.exp(np.mean([np.log(row["step_ms"]["ratio"]) for row in rows.values()]))
-    assert f"step, theirs / jpool's: geometric mean {mean:.2f}" in printed
-    assert files[1].read_bytes().startswith(b"\x89PNG")
+    cells = r" \| ".join([r"64x28x28x1", "431,080", *[r"[\d.]+"] * 5])
+    assert re.search(rf"^\| LeNet \| Caffe, example \| {cells} \|$", printed, re.MULTILINE)
+    assert (tmp_path / "n.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["SqueezeNet", "TextCNN", "PointNet", "SPPF", "clDice"])
-def test_both_steps_end_with_the_same_parameters(name):
-    """With ceil_mode, tokens, a global pooling, windows of stride 1, and min pooling."""
-    steps = [networks.NETWORKS[name].step(ours, 1 if name != "PointNet" else 2) for ours in (False, True)]
-    batch = models.batch_of(steps[0])
-    start = jax.jit(steps[0].init)(jax.random.key(0))
-    theirs, ours = (jax.jit(step.step)(start, *batch)[0] for step in steps)
-    assert models.difference(start, theirs, ours) < models.TOLERANCE
-
-
-def test_steps_that_end_with_other_parameters_are_an_error(monkeypatch):
-    monkeypatch.setattr(models, "COMPILATIONS", 1)
-    network = networks.NETWORKS["LeNet, Haiku"]
-    same = network.build(True, (2, *network.shape[1:]))
-    other = same._replace(step=lambda state, x, labels: same.step(state, -x, labels))
-    wrong = network._replace(build=lambda ours, shape: same if ours else other, cpu_batch=2)
-    with pytest.raises(AssertionError, match="LeNet: the updated parameters differ by"):
-        models.measure("LeNet", wrong, 1)
-
-
-def test_frameworks_that_are_missing_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None if name != "flax" else name)
-    with pytest.raises(SystemExit):
-        models.main(["--shapes", "MNIST"])
-    sentence = "error: needs equinox, of the extra `peers`: pip install -e '.[experiments,peers]'"
-    assert sentence in " ".join(capsys.readouterr().err.split())
-    assert networks.missing_frameworks(["MNIST, Equinox", "LeNet, Haiku", "VGG"]) == "equinox, haiku"
+def test_frameworks_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None if name != "flax" else name)
+    with pytest.raises(SystemExit, match=r"^needs equinox, of the extra `peers`: pip install -e "):
+        main(["networks"])

@@ -1,0 +1,44 @@
+"""The poolings of a network, by `by`: the framework's own, jpool's, or "free", which takes elements and compares none.
+
+Nothing that reads x and writes as many values can cost less than a strided slice, so a step with free poolings is the
+limit that a faster pooling could reach.
+"""
+
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+import jax
+
+import jpool
+
+BY = ("framework", "jpool", "free")
+
+
+@cache
+def linen() -> Any:
+    """flax.linen, imported only when a network needs it."""
+    return import_module("flax.linen")
+
+
+def max_pool(by: str, x: jax.Array, side: int, stride: int, padding: int = 0) -> jax.Array:
+    """Max pooling of a batch with its channels last, over all axes between batch and channels."""
+    axes = x.ndim - 2
+    if by == "framework":
+        return linen().max_pool(x, (side,) * axes, (stride,) * axes, [(padding, padding)] * axes)
+    pool = partial(jpool.max_pool, window_shape=(side,) * axes, strides=stride, padding=padding)
+    return jax.vmap(pool)(x) if by == "jpool" else sliced(x, jax.eval_shape(jax.vmap(pool), x).shape, stride)
+
+
+def global_max_pool(by: str, x: jax.Array) -> jax.Array:
+    """The maximum of every channel."""
+    if by == "framework":
+        return x.max(tuple(range(1, x.ndim - 1)))
+    return jax.vmap(jpool.global_max_pool)(x) if by == "jpool" else x[(slice(None), *(0,) * (x.ndim - 2))]
+
+
+def sliced(x: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
+    """A slice of x with this shape, and with the stride along the axes between batch and channels."""
+    steps = (1, *(stride,) * (x.ndim - 2), 1)
+    ends = ((size - 1) * step + 1 for size, step in zip(shape, steps, strict=True))
+    return jax.lax.slice(x, (0,) * x.ndim, tuple(ends), steps)

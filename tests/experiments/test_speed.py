@@ -1,0 +1,171 @@
+"""The measurements of speed, on small arrays: they run, compare equal work, and refuse bad options by name."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shared.cases import mostly_exhaustive
+
+import jpool
+from experiments.digits import convolution, lenet
+from experiments.speed import cases, microbatches, options, pool, step, timing
+from experiments.speed.__main__ import COMMANDS, main
+
+pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "small": cases.Pool((2, 9, 9, 3), (3, 3), 2, 1),
+    "line": cases.Pool((2, 16, 3), (4,), 4),
+    "volume": cases.Pool((2, 4, 5, 6, 2), (2, 2, 2), 2),
+}
+NUMBER = r"[\d.]+"
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(timing, "SHORTEST", 1e-6)
+    monkeypatch.setattr(timing, "PAUSE", 0)
+
+
+@pytest.mark.parametrize(
+    "given", mostly_exhaustive(["", "--layout first", "--dtype bfloat16 --shapes small LINE"], [""])
+)
+def test_pools_are_compared_where_values_and_gradients_are_equal(given, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "POOLS", SMALL)
+    main(["pool", "--rounds", "1", "--png", str(tmp_path / "p.png"), *given.split()])
+    printed = capsys.readouterr().out
+    names = ["small", "line"] if "--shapes" in given else list(SMALL)
+    assert re.findall(rf"^\| (\w+) \| \(.*?\) \| {NUMBER} \| {NUMBER} \| ", printed, re.MULTILINE) == names
+    assert re.search(rf"^lax / jpool: median {NUMBER}, from {NUMBER} to {NUMBER}$", printed, re.MULTILINE)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_pool_with_another_result_is_not_timed(monkeypatch):
+    right = SMALL["small"].functions()
+    wrong = right | {"lax": lambda x: 2 * right["lax"](x)}
+    monkeypatch.setattr(cases.Pool, "functions", lambda self, **_: wrong)
+    with pytest.raises(AssertionError):
+        pool.measure(SMALL["small"], "float32", "last", 1)
+
+
+@pytest.mark.exhaustive
+def test_related_functions_are_compared_with_their_equivalents(capsys, monkeypatch):
+    monkeypatch.setattr(cases, "IMAGES", (2, 12, 13, 3))
+    monkeypatch.setattr(cases, "POOLED", (2, 6, 7, 3))
+    compared = {name: case for name, case in cases.relatives().items() if len(case.functions) > 1}
+    for name, case in compared.items():
+        ours, *others = (jax.tree.leaves(jax.jit(one)(*cases.arrays_of(case))) for one in case.functions.values())
+        if name != "min_pool":  # whose equivalent takes as long, and has other values
+            for other in others:
+                for a, b in zip(ours, other, strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=name)  # sums of values of equal indices
+    main(["relatives", "--rounds", "1"])
+    row = rf"^\| (.*?) \| {NUMBER} \| (.*?) \| {NUMBER} \| {NUMBER} \|$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    assert {name for name, _ in rows} == set(cases.relatives())
+    assert ('ties="split"', "max_pool") in rows
+
+
+@pytest.mark.exhaustive
+def test_the_timed_training_steps_have_the_same_result(capsys, monkeypatch):
+    monkeypatch.setattr(step, "BATCH", 6)
+    batch, params = step.batch_of(6), lenet.init(jax.random.key(0))
+    first, *others = (step.training(one, params, batch)().params for one in step.steps().values())
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), other, first)
+    main(["step", "--rounds", "1"])
+    assert re.search(r"^\| jpool \| \d+\.\d \| 1\.00 \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.exhaustive
+def test_microbatches_are_compared_with_the_whole_batch(capsys, monkeypatch):
+    monkeypatch.setattr(microbatches, "BATCH", 16)
+    monkeypatch.setattr(microbatches, "SIZES", (None, 3))
+    monkeypatch.setattr(microbatches, "NETWORKS", {"deep": microbatches.NETWORKS["3 convolutions"]})
+    main(["microbatches", "--rounds", "1"])
+    row = rf"^\| deep \| (\w+) \| {NUMBER} \| {NUMBER} \| {NUMBER} \| {NUMBER} \| ({NUMBER}) \|$"
+    (whole, most), (three, less) = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    assert (whole, three) == ("all", "3")
+    assert float(less) < float(most) / 2
+
+
+REFUSED = {
+    "pool --shapes alexnot": "argument --shapes: no name contains 'alexnot'; the names are LeNet 2x2/2, VGG 2x2/2",
+    "networks --shapes LeNet alexnot": "argument --shapes: no name contains 'alexnot'; the names are MNIST, LeNet",
+    "pool --rounds 0": "argument --rounds: must be between 1 and 1,000; got 0",
+    "pool --dtype int8": "argument --dtype: invalid choice: 'int8'",
+    "pool --png nowhere/b.png": "argument --png: nowhere/b.png cannot be written: there is no directory nowhere",
+    "pool --png b.txt": "argument --png: must end in .png; got b.txt",
+    "programs --json nowhere/b": "argument --json: nowhere/b cannot be written: there is no directory nowhere",
+    "step --shapes LeNet": "unrecognized arguments: --shapes LeNet",
+    "benchmark": "argument COMMAND: invalid choice: 'benchmark'",
+    "": "the following arguments are required: COMMAND",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_bad_options_get_one_sentence_before_anything_is_measured(given, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "medians", lambda *_: pytest.fail("something is measured"))
+    with pytest.raises(SystemExit) as caught:
+        main(given.split())
+    assert caught.value.code == 2
+    assert f"error: {REFUSED[given]}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    for name in COMMANDS:
+        assert re.search(rf"^ +{name}\s+\S", printed, re.MULTILINE)
+
+
+def test_shapes_and_least_bytes_of_pools():
+    resnet = cases.POOLS["ResNet 3x3/2 pad 1"].case()
+    x, values = 16 * 112 * 112 * 64, 16 * 56 * 56 * 64
+    assert resnet.shapes[1].shape == (16, 56, 56, 64)
+    assert resnet.least_bytes == 2 * (4 * x + 4 * values + values)
+
+
+def test_timings_leave_out_warming_up(monkeypatch):
+    now, calls = [0.0], []
+
+    def call():
+        calls.append(now[0])
+        now[0] += 1.0 if len(calls) <= 4 else 0.002  # the first two rounds, for warming up, are slow
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    assert timing.medians({"call": call}, 3) == {"call": pytest.approx(2.0)}
+
+
+def test_medians_lead_and_ranges_stand_beside_them():
+    assert options.spread("lax / jpool", [160.0, 5.72, 10.3]) == "lax / jpool: median 10, from 5.7 to 160"
+
+
+def test_the_convolution_of_one_example_has_the_values_and_gradients_of_lax():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-3, 4, (4, 9, 8, 3)), jnp.float32)  # whole numbers, so that sums are exact
+    w = jnp.asarray(rng.integers(-3, 4, (3, 2, 3, 5)), jnp.float32)
+    ct = jnp.asarray(rng.integers(-3, 4, (4, 7, 7, 5)), jnp.float32)
+
+    def both(convolve):
+        loss = lambda w, x, ct: (convolve(x, w) * ct).sum()  # noqa: E731
+        return jax.vmap(convolve, (0, None))(x, w), jax.vmap(jax.grad(loss, (0, 1)), (None, 0, 0))(w, x, ct)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
+        both(convolution.convolve),
+        both(convolution.convolve_by_lax),
+    )
+
+
+def test_experiments_use_only_what_jpool_exports():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        source = path.read_text()
+        assert not re.search(r"from jpool|import jpool\.", source), path.name
+        assert set(re.findall(r"\bjpool\.(\w+)", source)) <= set(jpool.__all__), path.name
