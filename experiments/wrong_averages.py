@@ -32,6 +32,7 @@ WAYS: dict[tuple[str, str], Gradient] = {  # by network, the right way first: th
     ("relu MLP", ""): shortcuts.right,
     ("relu MLP", "(c)"): shortcuts.averaged_errors,
 }
+LEAST = 1e-8  # on the logarithmic axis of errors, which cannot show 0
 AVERAGED = {"(a)": "mean activations", "(b)": "mean cotangents", "(c)": "mean errors"}
 
 
@@ -122,28 +123,25 @@ def picture(results: Results) -> Figure:
         norms.plot(results.at, values[:, 1], **line)
     style.tidy(cosines, "cosine with the right gradient", xlabel="step", ylim=(None, 1.05))
     style.tidy(norms, "norm, relative to the right gradient's", xlabel="step", yscale="log")
-    norms.set_yticks((0.2, 0.5, 1, 2, 5, 10, 20), labels=("0.2", "0.5", "1", "2", "5", "10", "20"))
-    norms.minorticks_off()
+    style.ticks(norms.yaxis, 0.2, 0.5, 1, 2, 5, 10, 20)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
 
-    names = {name: f"{name.strip()}: {AVERAGED.get(name[-3:], 'mean of gradients')}" for name in results.accuracies}
-    colours = [style.RED if name.endswith(")") else style.GREY for name in names]
-    shares = [100 * share for share in results.accuracies.values()]
-    accuracies.bar_label(accuracies.barh(list(names.values()), shares, color=colours), fmt="%.0f", padding=3)
+    names = [f"{name.strip()}: {AVERAGED.get(name[-3:], 'mean of gradients')}" for name in results.accuracies]
+    colours = [style.RED if name.endswith(")") else style.GREY for name in results.accuracies]
+    style.bars(accuracies, names, {"": (100 * np.array(list(results.accuracies.values())), colours)}, "%.0f")
     style.tidy(accuracies, "held-out accuracy (%); grey: the right gradient", xlim=(0, 110))
-    rows = np.arange(len(results.errors))
-    for i, (kind, colour) in enumerate({"biases (the propagated error)": style.BLUE, "weights": style.PURPLE}.items()):
-        sizes = [error[i] for error in results.errors.values()]
-        bars = errors.barh(rows + 0.4 * i, sizes, 0.36, color=colour, label=kind)
-        errors.bar_label(bars, [f"{size:.0e}" if 0 < size < 1e-3 else "" for size in sizes], padding=3, fontsize=8)
-        for row in np.flatnonzero(np.array(sizes) == 0):  # which a logarithmic axis cannot show
-            errors.text(1.3e-8, row + 0.4 * i, "0 (exact)", color=colour, va="center", fontsize=8)
-    errors.set_yticks(rows + 0.2, list(results.errors))
+    biases, weights = np.maximum(list(results.errors.values()), LEAST).T
+    series = {"biases (the propagated error)": (biases, style.BLUE), "weights": (weights, style.PURPLE)}
+    style.bars(
+        errors,
+        results.errors,
+        series,
+        lambda size: "" if size > 1e-3 else f"{size:.0e}" if size > LEAST else "0 (exact)",
+    )
     title = "(c): relative error of the gradients of"
-    style.tidy(errors, title, xscale="log", xlim=(1e-8, 3), ylim=(-2, len(rows)))
+    style.tidy(errors, title, xscale="log", xlim=(LEAST, 3), ylim=(len(results.errors), -2))
     errors.legend(loc="upper right")
     for axes in (accuracies, errors):
-        axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
     return figure
 

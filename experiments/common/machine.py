@@ -1,4 +1,4 @@
-"""The machine and the versions on which a figure depends."""
+"""The machine and the versions that an experiment's figures depend on."""
 
 import datetime
 import importlib.metadata
@@ -10,7 +10,7 @@ import jax
 
 
 def versions() -> str:
-    """The device, the versions of jax, torch and Python, and the date."""
+    """The hardware and the versions that the figures depend on."""
     device = jax.devices()[0]
     parts = [f"{processor()}, {cores()} cores" if device.platform == "cpu" else device.device_kind]
     parts += [

@@ -1,11 +1,13 @@
 """The style of every picture: plain axes, and colours that print well and that colour-blind readers can distinguish."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -34,6 +36,23 @@ def tidy(axes: Axes, title: str = "", **labels: Any) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def ticks(axis: Axis, *values: float) -> None:
+    """Marks only these values, in plain numbers."""
+    axis.set_ticks(values, labels=[f"{value:g}" for value in values])
+    axis.set_ticks([], minor=True)
+
+
+def bars(axes: Axes, names: Iterable[str], series: dict[str, tuple[Any, Any]], fmt: Any) -> None:
+    """Draws horizontal bars from the top down: for each name one of every series, which has values and colours."""
+    height = 0.8 / len(series)
+    for i, (label, (values, colours)) in enumerate(series.items()):
+        drawn = axes.barh(np.arange(len(values)) + i * height, values, 0.95 * height, color=colours, label=label)
+        for text in axes.bar_label(drawn, fmt=fmt, padding=3, fontsize=8):
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    axes.set_yticks(np.arange(len(values)) + 0.4 - height / 2, list(names))
+    axes.invert_yaxis()
 
 
 def image(axes: Axes, values: np.ndarray, title: str = "", **options: Any) -> Any:

@@ -56,12 +56,11 @@ def mnist_files(directory: str | Path) -> Digits:
     digits = Digits(**{field: _read_idx(_find(directory, name)) for field, name in FILES.items()})
     for part in ("train", "test"):
         images, labels = getattr(digits, f"{part}_images"), getattr(digits, f"{part}_labels")
+        text = f"{directory}: the {part} images"
         if images.ndim != 3 or labels.ndim != 1:
-            raise DataError(
-                f"{directory}: the {part} images have {images.ndim} axes, not 3, or the labels {labels.ndim}, not 1."
-            )
+            raise DataError(f"{text} have {images.ndim} axes, not 3, or the labels {labels.ndim}, not 1.")
         if images.shape[1:] != IMAGE_SHAPE:
-            raise DataError(f"{directory}: the {part} images are {images.shape[1]}x{images.shape[2]}, not 28x28.")
+            raise DataError(f"{text} are {images.shape[1]}x{images.shape[2]}, not 28x28.")
         if len(images) != len(labels) or not len(images):
             raise DataError(f"{directory}: there are {len(images)} {part} images for {len(labels)} labels.")
         if labels.max() >= CLASSES:
@@ -88,9 +87,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}.")
     start = 4 + 4 * content[3]
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
-    if len(content) != start + math.prod(shape) or not shape:
-        raise DataError(
-            f"{path} is truncated or damaged: its header promises {start + math.prod(shape)} bytes for shape {shape}, "
-            f"it has {len(content)}."
-        )
+    size = start + math.prod(shape)
+    if len(content) != size or not shape:
+        raise DataError(f"{path} is truncated or damaged: its header promises {size} bytes, it has {len(content)}.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -1,4 +1,4 @@
-"""The pictures: the main job's learning curve, one digit forward and back through a pooling, and the benchmark."""
+"""The pictures of the training program: its learning curve, and one digit forward and back through a pooling."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common import style
-from experiments.common.style import BLUE, RED
 from experiments.digits import layers, lenet
 from experiments.digits.data import Digits
 
@@ -21,9 +20,9 @@ def learning_curve(history: Sequence[Any], path: Path) -> None:
     epochs = np.arange(1, len(history) + 1)
     figure = style.figure(9, 3.2)
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [epoch.loss for epoch in history], "o-", color=BLUE, markersize=3)
+    left.plot(epochs, [epoch.loss for epoch in history], "o-", color=style.BLUE, markersize=3)
     style.tidy(left, "loss on the training digits", xlabel="epoch", ylabel="mean cross entropy (nats)", yscale="log")
-    right.plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=RED, markersize=3)
+    right.plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=style.RED, markersize=3)
     title = f"held-out digits: {history[-1].accuracy:.1%} at the end"
     style.tidy(right, title, xlabel="epoch", ylabel="accuracy (%)")
     for axes in (left, right):
@@ -77,10 +76,10 @@ def routing(params: layers.Params, digits: Digits, path: Path) -> None:
     style.image(top_left, image, f"1  input, 28 x 28: a {label}")
     show(top_middle, traced.maps, "gray", f"2  feature map of filter {traced.channel + 1}, 24 x 24")
     rows, columns = np.nonzero(traced.won)
-    top_middle.plot(columns, rows, ".", color=RED, markersize=4)
+    top_middle.plot(columns, rows, ".", color=style.RED, markersize=4)
     show(top_right, traced.pooled, "gray", "3  pooled map, 12 x 12, with its winners")
     # An element of the feature map is a quarter of a cell away from the centre of its cell in the pooled map.
-    top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=RED, markersize=4)
+    top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=style.RED, markersize=4)
 
     limit = np.abs(traced.ct).max()
     show(bottom_right, traced.ct, "RdBu", "4  cotangents that arrive at the pooled map", limit)
@@ -109,37 +108,3 @@ def explanation(traced: Trace, label: int, loss: float) -> str:
         f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}\n\n"
         "Nothing is averaged here: only the gradients\nof the weights are, over the batch."
     )
-
-
-def bars(times: dict[str, dict[str, float]], about: str, path: Path) -> None:
-    """For each pool, the time of each library as a multiple of jpool's."""
-    others = {"lax": RED, "torch": BLUE}
-    figure = style.figure(9, 0.62 * len(times) + 1.5)
-    axes = figure.subplots()
-    positions = np.arange(len(times))
-    for i, (library, colour) in enumerate(others.items()):
-        fastest = [
-            min((ms for name, ms in row.items() if name.startswith(library)), default=math.nan)
-            for row in times.values()
-        ]
-        ratios = [ms / row["jpool"] for ms, row in zip(fastest, times.values(), strict=True)]
-        drawn = axes.barh(positions + 0.38 * i, ratios, 0.36, color=colour, label=library)
-        texts = axes.bar_label(drawn, [f"{ms:.3g} ms" if ms == ms else "" for ms in fastest], padding=4, fontsize=8)
-        for text in texts:
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.axvline(1, color="black", linewidth=1, label="jpool")
-    axes.set_yticks(
-        positions + 0.19, [f"{name}\njpool: {row['jpool']:.3g} ms" for name, row in times.items()], fontsize=8
-    )
-    axes.set(
-        xscale="log", xlim=(0.5, None), xlabel="time of forward + backward, as a multiple of jpool's (lower is better)"
-    )
-    axes.xaxis.set_major_formatter("{x:g}")
-    if axes.get_xlim()[1] < 10:
-        axes.xaxis.set_minor_formatter("{x:g}")
-    axes.set_title(about, fontsize=8, loc="left")
-    axes.margins(x=0.12)
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower right", ncols=3, frameon=False)
-    style.save(figure, path)

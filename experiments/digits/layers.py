@@ -21,6 +21,7 @@ Params = dict[str, dict[str, jax.Array]]
 Layer = Callable[[Params, jax.Array], jax.Array]
 Network = tuple[Layer, ...]
 Cost = Callable[[jax.Array, jax.Array], jax.Array]
+Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 Loss = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 
@@ -49,7 +50,7 @@ def loss(network: Network, cost: Cost = cross_entropy) -> Loss:
     return lambda params, x, label: cost(apply(network, params, x), label)
 
 
-def convolve(name: str, op: Callable[[jax.Array, jax.Array], jax.Array] = convolution.convolve) -> Layer:
+def convolve(name: str, op: Convolution = convolution.convolve) -> Layer:
     """(h, w, in) -> (h - kh + 1, w - kw + 1, out)."""
     return lambda params, x: op(x, params[name]["w"]) + params[name]["b"]
 

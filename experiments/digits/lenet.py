@@ -3,8 +3,6 @@
 conv 5x5x20, pool 2x2/2, conv 5x5x50, pool 2x2/2, dense 500, relu, dense 10.
 """
 
-from collections.abc import Callable
-
 import jax
 
 from experiments.digits import convolution, layers
@@ -15,22 +13,10 @@ SHAPES: layers.Shapes = {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "dense
 NARROW: layers.Shapes = {"conv1": (5, 5, 1, 6), "conv2": (5, 5, 6, 16), "dense1": (256, 84), "dense2": (84, 10)}
 
 
-def network(
-    pool: layers.Layer = layers.pool,
-    convolve: Callable[[jax.Array, jax.Array], jax.Array] = convolution.convolve,
-) -> layers.Network:
+def network(pool: layers.Layer = layers.pool, convolve: layers.Convolution = convolution.convolve) -> layers.Network:
     """The layers, from the image (28, 28) with values from 0 to 1 to the ten scores, for parameters of any widths."""
-    return (
-        layers.one_channel,
-        layers.convolve("conv1", convolve),
-        pool,
-        layers.convolve("conv2", convolve),
-        pool,
-        layers.flatten,
-        layers.dense("dense1"),
-        layers.relu,
-        layers.dense("dense2"),
-    )
+    below = layers.one_channel, layers.convolve("conv1", convolve), pool, layers.convolve("conv2", convolve), pool
+    return *below, layers.flatten, layers.dense("dense1"), layers.relu, layers.dense("dense2")
 
 
 NETWORK = network()

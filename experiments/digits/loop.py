@@ -13,7 +13,9 @@ from experiments.digits import layers
 from experiments.digits.data import Digits
 
 SHIFT = 2  # a training digit is moved by up to this many pixels in each direction
+CHUNK = 500  # digits that are classified at a time
 Batch = tuple[jax.Array, jax.Array]
+Step = Callable[..., tuple[jpool.TrainState, jpool.Metrics]]
 OnDevice = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # images and labels to train, images and labels held out
 
 
@@ -59,18 +61,14 @@ def count_right(network: layers.Network, params: layers.Params, images: jax.Arra
     return (scores.argmax(axis=-1) == labels).sum()
 
 
-def accuracy(
-    network: layers.Network, params: layers.Params, images: jax.Array, labels: jax.Array, chunk: int = 500
-) -> float:
+def accuracy(network: layers.Network, params: layers.Params, images: jax.Array, labels: jax.Array) -> float:
     """The share of digits that are classified correctly, counted in chunks to save memory."""
-    starts = range(0, len(images), chunk)
-    right = (count_right(network, params, images[i : i + chunk], labels[i : i + chunk]) for i in starts)
+    chunks = (slice(start, start + CHUNK) for start in range(0, len(images), CHUNK))
+    right = (count_right(network, params, images[chunk], labels[chunk]) for chunk in chunks)
     return sum(map(int, right)) / len(images)
 
 
-def fit(
-    step: Callable[..., tuple[jpool.TrainState, jpool.Metrics]], state: jpool.TrainState, batches: Iterable[Batch]
-) -> tuple[layers.Params, np.ndarray]:
+def fit(step: Step, state: jpool.TrainState, batches: Iterable[Batch]) -> tuple[layers.Params, np.ndarray]:
     """Takes a step for each batch; the parameters after the last, and the mean loss of each batch before its step."""
     losses = []
     for batch in batches:
