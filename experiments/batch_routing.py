@@ -36,32 +36,21 @@ def measure(seed: int, examples: int = 100) -> Routing:
     (received,) = route(jnp.ones_like(values))  # a cotangent of 1 for every window of every example
     routing = Routing(np.asarray(maps), np.asarray(received) == 1)
     winners = routing.won.reshape(examples, 12, 2, 12, 2, 20)
-    claim(
-        "every window of every example has one winner, which receives the whole cotangent",
-        (winners.sum((2, 4)) == 1).all(),
-    )
+    one_each = (winners.sum((2, 4)) == 1).all()
+    claim("every window of every example has one winner, which receives the whole cotangent", one_each)
     claim("all other elements receive 0", set(np.unique(received)) == {0, 1})
 
     positions = winners.any(0).sum((1, 3))  # how many of a window's four win for at least one example
     share = positions.mean() / 4
-    claim(
-        f"{share:.1%} of the elements win for at least one of {examples} examples, 25 % for any one of them",
-        share > lower_bound(examples),
-    )
+    text = f"{share:.1%} of the elements win for at least one of {examples} examples, 25 % for any one of them"
+    claim(text, share > (0.9 if examples >= 100 else 0.3))
     for count in range(1, 5):
         print(f"  {(positions == count).mean():6.1%} of the windows: {count} of 4 positions win for some example")
     saved = sum(leaf.nbytes for leaf in jax.tree.leaves(route))
     ratio = maps.nbytes / saved
-    claim(
-        f"saved: {saved:,} bytes of winners; the activations have {maps.nbytes:,}, {ratio:.0f} times as many",
-        ratio == 16,
-    )
+    text = f"saved: {saved:,} bytes of winners; the activations have {maps.nbytes:,}, {ratio:.0f} times as many"
+    claim(text, ratio == 16)
     return routing
-
-
-def lower_bound(examples: int) -> float:
-    """The share of the elements that this many digits cover at least, for any seed."""
-    return 0.9 if examples >= 100 else 0.3
 
 
 def picture(routing: Routing) -> Figure:

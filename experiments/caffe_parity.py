@@ -1,9 +1,10 @@
 """Is this what Caffe does? Its arithmetic, written out in NumPy, is compared with JAX, jpool and optax.
 
-Caffe sums the derivatives of the examples and scales the sum once; with `iter_size` k it adds up k sub-batches before
-it updates, so that k sub-batches of B / k equal one batch of B. Its solvers equal chains of optax transformations, its
-max pooling equals `max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and RMSProp square the
-mean gradient. The arithmetic in NumPy is in `experiments/comparisons/caffe.py`.
+Caffe itself was not run: the reference is our transcription of its sources, `experiments/comparisons/caffe.py`. By
+these, Caffe sums the derivatives of the examples and scales the sum once; with `iter_size` k it adds up k sub-batches
+before it updates, so that k sub-batches of B / k equal one batch of B. Its solvers equal chains of optax
+transformations, its max pooling equals `max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and
+RMSProp square the mean gradient.
 """
 
 from functools import partial
@@ -41,7 +42,8 @@ POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride (defa
 class Results(NamedTuple):
     """What the picture shows."""
 
-    distance: dict[str, np.ndarray]  # by solver, after every step: the largest from Caffe with iter_size 1
+    steps: int
+    worst: float  # the largest distance of any run after any step, relative to the way from the start
     ratios: dict[str, np.ndarray]  # by solver and parameter: root of the history, squared before / after the mean
 
 
@@ -64,7 +66,8 @@ def check_pool(name: str, rng: np.random.Generator, size: int, kernel: int, *str
     floor = jpool.pooled_shape((size,), (kernel,), *strides_and_pad)[0]
     equal = map(np.array_equal, (ours, argmax, routed), (values, mask, caffe.route(mask, ct, x.shape)))
     rounded = "" if len(values[0]) == floor else f" (not {floor})"
-    claim(f"{name}: {size} -> {len(values[0])}{rounded}, values, winners and routing equal Caffe's", all(equal))
+    text = f"{name}: {size} -> {len(values[0])}{rounded}, values, winners and routing"
+    claim(f"{text} equal those of Caffe's arithmetic in NumPy", all(equal))
 
 
 def check_solvers(seed: int, steps: int) -> Results:
@@ -74,47 +77,40 @@ def check_solvers(seed: int, steps: int) -> Results:
     start, unravel = ravel_pytree(lenet.init(key, lenet.NARROW))
     per_example = jax.jit(jpool.per_example_value_and_grad(lambda flat, x, label: lenet.loss(unravel(flat), x, label)))
     batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
-    distance, ratios = {}, {}
+    worst, ratios = {}, {}
     for solver in RATES:
         whole, *parts = (of_caffe(solver, splits, per_example, start, batches) for splits in SPLITS)
-        paths = [part.path for part in parts] + [
-            of_optax(solver, splits, per_example, start, batches) for splits in SPLITS
-        ]
+        paths = [part.path for part in parts]
+        paths += [of_optax(solver, splits, per_example, start, batches) for splits in SPLITS]
+        worst[solver] = max(distances(path, whole.path, start).max() for path in paths)
         ratios[solver] = whole.ratios
-        distance[solver] = np.max([distances(path, whole.path, start) for path in paths], 0)
-        worst = distance[solver].max()
-        claim(
-            f"{solver}: iter_size {SPLITS} in NumPy and in optax agree to {worst:.0e}"
-            f" over {steps} steps, {whole.clipped} of them clipped",
-            worst < 1e-11 and (steps < 60 or 0 < whole.clipped < steps),
-        )
+        text = f"{solver}: iter_size {SPLITS} in NumPy and in optax agree to {worst[solver]:.0e} over {steps} steps"
+        some_clipped = steps < 60 or 0 < whole.clipped < steps
+        claim(f"{text}, {whole.clipped} of them clipped", worst[solver] < 1e-11 and some_clipped)
     for solver in ("AdaGrad", "RMSProp"):
         low, median, high = np.percentile(ratios[solver], (10, 50, 90))
         text = f"{solver}: squaring before the mean would make steps {median:.1f} times smaller"
         claim(f"{text}, from {low:.1f} to {high:.1f} for four in five parameters", median > 1.5)
-    return Results(distance, ratios)
+    return Results(steps, max(worst.values()), ratios)
 
 
 def picture(results: Results) -> Figure:
-    """Distances, ratios of histories, and the window that rounding up adds."""
-    figure = style.figure(11, 3.6)
-    left, middle, right = figure.subplots(1, 3)
-    for (solver, distance), line in zip(results.distance.items(), style.SERIES, strict=False):
-        left.plot(np.arange(1, len(distance) + 1), distance, label=solver, **line | {"marker": ""})
-    left.axhline(2**-53, color=style.GREY, linewidth=1, linestyle=":", label="one rounding")
-    worst = max(distance.max() for distance in results.distance.values())
-    style.tidy(left, f"Caffe in NumPy and in optax, whole\nand in parts: {worst:.0e} apart at most", yscale="log")
-    left.set(xlabel="step", ylabel="distance / way from the start")
-    left.set_ylim(1e-17, 1e-11)
-    left.legend(ncols=2, fontsize=8)
-    for solver, line in zip(("AdaGrad", "RMSProp"), style.SERIES[1:], strict=False):
-        shown = {"color": line["color"], "linestyle": line["linestyle"], "linewidth": 1.5}
-        label = f"{solver}, median {np.median(results.ratios[solver]):.1f}"
-        middle.hist(results.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, label=label, **shown)
+    """The largest distance, ratios of histories, and the window that rounding up adds."""
+    figure = style.figure(9, 4)
+    about = f"SGD, AdaGrad, RMSProp in NumPy and in optax: {results.worst:.0e} apart at most in {results.steps} steps"
+    figure.suptitle(f"Caffe's arithmetic in NumPy; Caffe itself was not run\n{about}", fontsize=style.TITLE)
+    left, right = figure.subplots(1, 2)
+    for solver, colour, line in (("AdaGrad", style.BLUE, "-"), ("RMSProp", style.RED, "--")):
+        shown = {
+            "label": f"{solver}, median {np.median(results.ratios[solver]):.1f}",
+            "color": colour,
+            "linestyle": line,
+        }
+        left.hist(results.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, linewidth=1.5, **shown)
     title = "how many times smaller a step would be,\nif squares came before the mean"
-    style.tidy(middle, title, xlabel="times smaller", ylabel="parameters (density)", yticks=[])
-    middle.margins(y=0.3)
-    middle.legend(loc="upper left")
+    style.tidy(left, title, xlabel="times smaller", ylabel="parameters (density)", yticks=[])
+    left.margins(y=0.3)
+    left.legend(loc="upper left")
     last_windows(right, *POOLS["CIFAR-10 quick pool1"])
     return figure
 

@@ -88,15 +88,12 @@ def check(results: Results, steps: int) -> None:
     """Checks what the picture shows; of a run too short to show it, the claims only state the values."""
     scale, short = results.noise / results.signal, steps < 300
     halfway, end = np.median(scale[len(scale) // 2 :][:3]), np.median(scale[-5:])
-    claim(
-        f"the noise scale grows while the network learns: {scale[0]:.0f} examples at first, about {end:.0f} towards the"
-        f" end of {steps} steps, where the loss is {results.losses[-1]:.2f}",
-        short or end > 2 * scale[0],
-    )
+    text = f"the noise scale grows while the network learns: {scale[0]:.0f} examples at first, about {end:.0f} towards"
+    text += f" the end of {steps} steps, where the loss is {results.losses[-1]:.2f}"
+    claim(text, short or end > 2 * scale[0])
     signal, noise = results.signal[0] / results.signal[-1], results.noise[0] / results.noise[-1]
     less = signal > max(1, noise)
     claim(f"the signal falls by a factor of {signal:.1f}, the noise by less, {noise:.1f}", short or less)
-
     off = np.abs(results.by_size / expected(results, np.array(SIZES)) - 1).max()
     claim(f"gradients of batches of {SIZES} have the predicted squared norm, to {off:.0%}", short or off < 0.4)
     factor = np.exp(np.nanmean(np.abs(np.log(results.running[1:] / scale[1:]))))

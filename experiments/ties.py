@@ -57,12 +57,9 @@ def measure(seed: int, seeds: int = 5, steps: int = 200) -> Results:
     means = {ties: float(np.mean(shares)) for ties, shares in accuracies.items()}
     spread = float(np.mean([np.ptp(shares) for shares in accuracies.values()]))
     text = ", ".join(f'"{ties}" {mean:.1%}' for ties, mean in means.items())
-    difference = max(means.values()) - min(means.values())
-    claim(
-        f"held-out digits classified correctly after {steps} steps, mean of {seeds} seeds: {text};"
-        f" rules differ by {100 * difference:.1f} points, seeds by {100 * spread:.1f}",
-        difference < 0.025,
-    )
+    text = f"held-out digits classified correctly after {steps} steps, mean of {seeds} seeds: {text}"
+    off = max(means.values()) - min(means.values())
+    claim(f"{text}; rules differ by {100 * off:.1f} points, seeds by {100 * spread:.1f}", off < 0.025)
     return Results(counts, accuracies)
 
 
@@ -78,17 +75,13 @@ def count(name: str, key: jax.Array, images: jax.Array) -> tuple[np.ndarray, flo
     zeros = float((jax.vmap(layers.halve)(jax.nn.relu(maps)) == 0).mean())
     pixels = float(tie_share(jnp.round(images * 255).astype("uint8")))
     print(f"{name}: {pixels:.1%} of the windows of 8-bit pixels tie; of feature maps, before and after relu:")
-    print(
-        "  "
-        + ", ".join(f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True))
-    )
+    rows = [f"{dtype} {before:.1%} {after:.1%}" for dtype, (before, after) in zip(DTYPES, tied, strict=True)]
+    print(f"  {', '.join(rows)}")
     table = np.array(tied)
     few_bits = bool((np.diff(table[:4], axis=0) >= 0).all())
     claim(f"{name}: the fewer bits, the more ties; after relu {zeros:.1%} are all zero", few_bits and zeros > 0.15)
-    claim(
-        f"{name}: all-zero windows are nearly all the ties that relu adds in float32",
-        -ROUNDING <= table[0, 1] - zeros <= table[0, 0] + ROUNDING,
-    )
+    nearly_all = -ROUNDING <= table[0, 1] - zeros <= table[0, 0] + ROUNDING
+    claim(f"{name}: all-zero windows are nearly all the ties that relu adds in float32", nearly_all)
     return table, zeros
 
 
@@ -112,8 +105,8 @@ def network(ties: str, dtype: str) -> layers.Network:
 def check_gradients(dtype: str, limit: float, key: jax.Array, images: jax.Array, labels: jax.Array) -> None:
     """Checks how much the mean of per-example gradients depends on the rule."""
     params = lenet.init(key, lenet.NARROW)
-    gradients = (jax.jit(partial(shortcuts.right, network(ties, dtype)))(params, images, labels) for ties in RULES)
-    first, *others = gradients
+    gradients = (jax.jit(partial(shortcuts.right, network(ties, dtype))) for ties in RULES)
+    first, *others = (gradient(params, images, labels) for gradient in gradients)
     errors = [linearity.relative_error(other, first) for other in others]
     text = ", ".join(f'"{ties}" {error:.0e}' for ties, error in zip(RULES[1:], errors, strict=True))
     claim(f'in {dtype} the gradient of LeNet differs from that of "first" by: {text}', max(errors[:2]) < limit)
@@ -141,12 +134,7 @@ def picture(results: Results) -> Figure:
 
 
 main = command.experiment(
-    __file__,
-    __doc__,
-    measure,
-    picture,
-    seeds=Size("runs with every rule", 1, 100),
-    steps=Size("steps of each", 1, 10_000),
+    __file__, __doc__, measure, picture, seeds=Size("runs with a rule", 1, 100), steps=Size("steps of a run", 1, 10_000)
 )
 
 if __name__ == "__main__":

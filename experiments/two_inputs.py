@@ -6,7 +6,7 @@ differences agree: for two numbers, for the weights of a hidden unit, and for ev
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from experiments.digits import layers
 RULES = {"first": (1.0, 0.0), "last": (0.0, 1.0), "split": (0.5, 0.5), "none": (0.0, 0.0)}  # shares of J_m where a = b
 IN_WORDS = {"first": "all to a", "last": "all to b", "split": "half each", "none": "to neither"}
 STEP, GAP = 1e-5, 1e-3  # of a difference; smallest gap between a and b, so that no step crosses the diagonal
+SIDE = 7  # points along each axis of the plane
 SPARE = 10  # inputs drawn in addition, because some are nearer to the diagonal
 
 
@@ -58,17 +59,17 @@ class Gradients(NamedTuple):
     error: float  # of finite differences, off the diagonal
 
 
-def measure(seed: int, side: int = 7, examples: int = 100) -> Gradients:
+def measure(seed: int, examples: int = 100) -> Gradients:
     """Checks everything in float64, in which differences are accurate to nine digits."""
     with jax.enable_x64(True):
         check_network("one hidden unit", 1, seed, examples)
         check_network("a network of four", 4, seed, examples)
-        return check_plane(side)
+        return check_plane()
 
 
-def check_plane(side: int) -> Gradients:
+def check_plane() -> Gradients:
     """Checks every rule bit for bit on a grid with the diagonal a = b."""
-    line = jnp.linspace(-2, 2, side)
+    line = jnp.linspace(-2, 2, SIDE)
     plane = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
     a, b = plane.T
     j_m = jax.vmap(jax.grad(cost))(plane.max(1))[:, None]
@@ -76,10 +77,8 @@ def check_plane(side: int) -> Gradients:
     for ties, shares in RULES.items():
         gradient = jax.vmap(jax.grad(lambda pair, ties=ties: cost(maximum(pair, ties))))(plane)
         rule = jnp.where((a == b)[:, None], jnp.array(shares), jnp.stack([a > b, b > a], 1))
-        claim(
-            f'ties="{ties}": J_a = J_m if a > b else 0, and where a = b, {IN_WORDS[ties]}',
-            (gradient == rule * j_m).all(),
-        )
+        equal = (gradient == rule * j_m).all()
+        claim(f'ties="{ties}": J_a = J_m if a > b else 0, and where a = b, {IN_WORDS[ties]}', equal)
         gradients[ties] = np.asarray(gradient)
     slopes = jax.vmap(lambda pair: differences(lambda pair: cost(maximum(pair)), pair))(plane)
     off, on = (float(abs(slopes - gradients["split"])[at].max()) for at in (a != b, a == b))
@@ -107,34 +106,23 @@ def picture(results: Gradients) -> Figure:
     """The plane of a and b for each rule: level lines of m, and the shares of J_m as an arrow."""
     figure = style.figure(10, 3.6)
     error = f"Off the diagonal, finite differences agree to {results.error:.0e}"
-    figure.suptitle(
-        f"m = max(a, b). Arrows: (J_a, J_b) / J_m; red where a = b. Grey lines: equal m. {error}", fontsize=10
-    )
+    title = f"m = max(a, b). Arrows: (J_a, J_b) / J_m; red where a = b. Grey lines: equal m. {error}"
+    figure.suptitle(title, fontsize=10)
     a, b = results.plane.T
-    fine = np.linspace(-2.6, 2.6, 200)
+    fine, lines = np.linspace(-2.6, 2.6, 200), {"colors": "#00000033", "linewidths": 1, "linestyles": "solid"}
+    arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 2.2, "width": 0.011}
     for axes, (ties, shares) in zip(figure.subplots(1, 4, sharey=True), results.shares.items(), strict=True):
-        axes.contour(
-            fine, fine, np.maximum(*np.meshgrid(fine, fine)), 12, colors="#00000033", linewidths=1, linestyles="solid"
-        )
+        axes.contour(fine, fine, np.maximum(*np.meshgrid(fine, fine)), 12, **lines)
         for at, colour in ((a != b, style.BLUE), (a == b, style.RED)):
             axes.plot(a[at], b[at], ".", color=colour, markersize=4)
-            axes.quiver(
-                a[at], b[at], *shares[at].T, color=colour, angles="xy", scale_units="xy", scale=2.2, width=0.011
-            )
+            axes.quiver(a[at], b[at], *shares[at].T, color=colour, **arrows)
         axes.set_title(f'ties="{ties}"\na = b: {IN_WORDS[ties]}', fontsize=style.TITLE)
         axes.set(xlabel="a", aspect="equal", xlim=(-2.6, 2.8), ylim=(-2.6, 2.8))
     figure.axes[0].set_ylabel("b")
     return figure
 
 
-main = command.experiment(
-    __file__,
-    __doc__,
-    measure,
-    picture,
-    side=Size("points along each axis of the plane", 2, 100),  # with one, a = b everywhere; arrows of more overlap
-    examples=Size("number of inputs of the networks", 1, 10_000),
-)
+main = command.experiment(__file__, __doc__, measure, picture, examples=Size("inputs of the networks", 1, 10_000))
 
 if __name__ == "__main__":
     main()

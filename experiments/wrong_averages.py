@@ -63,10 +63,8 @@ def measure(seed: int, steps: int = 300) -> Results:
             continue
         all_likenesses[name] = likenesses(network, gradient, path, batches, at)
         cosine, norm = np.median(all_likenesses[name], 0)
-        claim(
-            f"{name}, {AVERAGED[way]}: {accuracy:.1%}; cosine with the right gradient {cosine:.2f}, norm {norm:.2f}",
-            cosine < 0.99 and (steps < 300 or accuracy < best - 0.04),
-        )
+        text = f"{name}, {AVERAGED[way]}: {accuracy:.1%}; cosine with the right gradient {cosine:.2f}, norm {norm:.2f}"
+        claim(text, cosine < 0.99 and (steps < 300 or accuracy < best - 0.04))
     return Results(at, all_likenesses, accuracies, errors)
 
 
@@ -132,12 +130,11 @@ def picture(results: Results) -> Figure:
     style.tidy(accuracies, "held-out accuracy (%); grey: the right gradient", xlim=(0, 110))
     biases, weights = np.maximum(list(results.errors.values()), LEAST).T
     series = {"biases (the propagated error)": (biases, style.BLUE), "weights": (weights, style.PURPLE)}
-    style.bars(
-        errors,
-        results.errors,
-        series,
-        lambda size: "" if size > 1e-3 else f"{size:.0e}" if size > LEAST else "0 (exact)",
-    )
+
+    def shown(size: float) -> str:
+        return "0 (exact)" if size == LEAST else f"{size:.0e}" if size < 1e-3 else ""
+
+    style.bars(errors, results.errors, series, shown)
     title = "(c): relative error of the gradients of"
     style.tidy(errors, title, xscale="log", xlim=(LEAST, 3), ylim=(len(results.errors), -2))
     errors.legend(loc="upper right")
