@@ -28,7 +28,7 @@ from experiments.digits import lenet
 
 SIMULATED, SHARED = (1, 2, 4, 8), 64  # devices, and the examples of the step that they share
 EXAMPLES, MICROBATCH = (32, 128, 512), 32  # on one device, and how many of them at a time
-PROGRAMS = ("statistics", None), ("statistics", MICROBATCH), ("step", None)
+PROGRAMS: tuple[tuple[str, int | None], ...] = ("statistics", None), ("statistics", MICROBATCH), ("step", None)
 OPTIMIZER = optax.sgd(0.01, momentum=0.9)
 TRANSFERS = "all-gather|(?:ragged-)?all-to-all|collective-permute|collective-broadcast|reduce-scatter|send|recv"
 
