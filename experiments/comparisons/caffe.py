@@ -4,7 +4,8 @@ Pooling follows src/caffe/layers/pooling_layer.cpp (`LayerSetUp`, `Reshape`, `Fo
 src/caffe/solver.cpp (`Step`) and src/caffe/solvers/*.cpp (`ApplyUpdate` and what it calls, in the same order).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,6 @@ Pair = tuple[int, int]
 
 def pooled_sizes(sizes: Pair, kernel: Pair, stride: Pair, pad: Pair) -> list[int]:
     """Numbers of windows, rounded up; with padding, the last must start inside the image or the padding before it."""
-    if not all(p < k for p, k in zip(pad, kernel, strict=True)):
-        raise ValueError(f"Caffe refuses padding as large as the window: pad {pad}, kernel {kernel}.")
     pooled = []
     for size, k, s, p in zip(sizes, kernel, stride, pad, strict=True):
         count = int(np.ceil((size + 2 * p - k) / s)) + 1
@@ -55,20 +54,14 @@ class Solver:
     base_lr: float
     gamma: float = 1.0  # of the policy "step"
     stepsize: int = 1
-    momentum: float = 0.0
+    momentum: float = 0.0  # which Caffe refuses for AdaGrad and RMSProp
     weight_decay: float = 0.0
     clip_gradients: float = -1.0  # negative: no clipping
     rms_decay: float = 0.99
     delta: float = 1e-8
     iter: int = 0
     clipped: int = 0  # in how many iterations
-    history: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        """AdaGrad and RMSProp refuse momentum."""
-        if self.type != "SGD" and self.momentum:
-            raise ValueError(f"Momentum cannot be used with {self.type}.")
-        self.history = np.zeros_like(self.params)
+    history: Any = 0.0  # then an array like params
 
     def step(self, diffs: list[np.ndarray]) -> None:
         """One iteration with `iter_size` = len(diffs); each diff is the derivative of the mean loss of a sub-batch."""

@@ -17,14 +17,14 @@ Path = list[np.ndarray]  # all parameters in one array, after every step
 PerExample = Callable[..., tuple[jax.Array, jax.Array]]  # (params, xs, labels) -> each example's loss and gradient
 
 
-def scale_by_history(delta: float = DELTA) -> optax.GradientTransformation:
+def scale_by_history() -> optax.GradientTransformation:
     """Caffe's AdaGrad. Optax adds eps inside the square root, which differs where gradients are tiny."""
 
     def update(updates: Any, history: Any, params: Any = None) -> tuple[Any, Any]:
-        history = jax.tree.map(lambda h, g: h + g**2, history, updates)
-        return jax.tree.map(lambda g, h: g / (jnp.sqrt(h) + delta), updates, history), history
+        history = history + updates**2
+        return updates / (jnp.sqrt(history) + DELTA), history
 
-    return optax.GradientTransformation(optax.tree.zeros_like, update)
+    return optax.GradientTransformation(jnp.zeros_like, update)
 
 
 def chain(solver: str, splits: int, steps: int) -> optax.MultiSteps:
@@ -52,9 +52,8 @@ def of_caffe(solver: str, splits: int, per_example: PerExample, start: jax.Array
     """Trains in NumPy; only the derivatives of the examples come from JAX."""
     rate, momentum = RATES[solver]
     # Caffe clips the sum of the k means, so the same clipping has k times the threshold.
-    theirs = caffe.Solver(
-        solver, np.asarray(start), rate, GAMMA, STEPSIZE, momentum, DECAY, CLIP * splits, RMS_DECAY, DELTA
-    )
+    numbers = rate, GAMMA, STEPSIZE, momentum, DECAY, CLIP * splits, RMS_DECAY, DELTA
+    theirs = caffe.Solver(solver, np.asarray(start), *numbers)
     keep, add = (RMS_DECAY, 1 - RMS_DECAY) if solver == "RMSProp" else (1, 1)
     before = after = np.zeros(start.size)
     path = []

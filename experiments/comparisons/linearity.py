@@ -35,11 +35,8 @@ COSTS: dict[str, layers.Cost] = {
 def check_mean_loss(key: jax.Array, xs: jax.Array, labels: jax.Array) -> None:
     """The mean of the losses gives the right gradient, and needs no memory for per-example gradients."""
     params = lenet.init(key)
-    ways = (
-        jpool.per_example_value_and_grad(lenet.loss),
-        partial(shortcuts.right, lenet.NETWORK),
-        partial(shortcuts.of_mean_loss, lenet.NETWORK),
-    )
+    averages = (partial(way, lenet.NETWORK) for way in (shortcuts.right, shortcuts.of_mean_loss))
+    ways = jpool.per_example_value_and_grad(lenet.loss), *averages
     per_example, right, mean = (jax.jit(way).lower(params, xs, labels).compile() for way in ways)
     error = relative_error(mean(params, xs, labels), right(params, xs, labels))
     claim(f"the gradient of the mean loss is the mean of the gradients, to {error:.0e}", error < 1e-5)
@@ -54,15 +51,14 @@ def where_exact(key: jax.Array, xs: jax.Array, labels: jax.Array) -> dict[str, t
     for name, (network, shapes) in NETWORKS.items():
         for cost_name, cost in COSTS.items():
             ways = (partial(way, network, cost=cost) for way in (shortcuts.averaged_errors, shortcuts.right))
-            wrong, right = (jax.jit(way)(layers.init(key, shapes), xs, labels) for way in ways)
+            wrong, right = (jax.jit(way)(layers.init(key, shapes), xs, labels).values() for way in ways)
             biases, weights = (
-                relative_error(*([layer[kind] for layer in way.values()] for way in (wrong, right))) for kind in "bw"
+                relative_error([layer[kind] for layer in wrong], [layer[kind] for layer in right]) for kind in "bw"
             )
-            text = (
-                f"averaging errors, {name}, {cost_name}: the error sent back is wrong by {biases:.0e}, weight gradients"
-            )
+            text = f"averaging errors, {name}, {cost_name}: the error sent back is wrong by {biases:.0e}"
             exact = network is LINEAR, network is LINEAR and cost_name == "linear cost"
-            claim(f"{text} by {weights:.0e}", (biases < 1e-5, weights < 1e-5) == exact and max(biases, weights) < 10)
+            holds = (biases < 1e-5, weights < 1e-5) == exact and max(biases, weights) < 10
+            claim(f"{text}, weight gradients by {weights:.0e}", holds)
             errors[f"{name}, {cost_name}"] = biases, weights
     return errors
 

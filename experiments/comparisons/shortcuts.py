@@ -8,29 +8,30 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 import jpool
 from experiments.digits import layers
 from experiments.digits.layers import Cost, Network, Params, cross_entropy
 
 
-def right(network: Network, params: Params, xs: jax.Array, labels: jax.Array, cost: Cost = cross_entropy) -> Params:
+def right(network: Network, params: Params, xs: Array, labels: Array, cost: Cost = cross_entropy) -> Params:
     """The mean of per-example gradients: only gradients are averaged."""
     _, gradients = jpool.per_example_value_and_grad(layers.loss(network, cost))(params, xs, labels)
     return jax.tree.map(lambda leaf: leaf.mean(0), gradients)
 
 
-def of_mean_loss(network: Network, params: Params, xs: jax.Array, labels: jax.Array) -> Params:
+def of_mean_loss(network: Network, params: Params, xs: Array, labels: Array) -> Params:
     """The gradient of the mean loss: the same by linearity, without holding the gradient of any example."""
     losses = jax.vmap(layers.loss(network), (None, 0, 0))
     return jax.grad(lambda params: losses(params, xs, labels).mean())(params)
 
 
-def averaged_activations(network: Network, params: Params, xs: jax.Array, labels: jax.Array) -> Params:
+def averaged_activations(network: Network, params: Params, xs: Array, labels: Array) -> Params:
     """(a) Averages the inputs of the first pooling layer, pools once, and backpropagates once."""
     below = network.index(layers.pool)
 
-    def loss(params: Params) -> jax.Array:
+    def loss(params: Params) -> Array:
         activations = jax.vmap(partial(layers.apply, network[:below]), (None, 0))(params, xs)
         scores = layers.apply(network[below:], params, activations.mean(0))
         return optax.softmax_cross_entropy(scores, jax.nn.one_hot(labels, scores.size).mean(0))
@@ -38,10 +39,10 @@ def averaged_activations(network: Network, params: Params, xs: jax.Array, labels
     return jax.grad(loss)(params)
 
 
-def shared_routing(network: Network, params: Params, xs: jax.Array, labels: jax.Array) -> Params:
+def shared_routing(network: Network, params: Params, xs: Array, labels: Array) -> Params:
     """(b) Pools each example separately, but routes the batch's mean cotangent to all that won for any example."""
 
-    def loss(params: Params) -> jax.Array:
+    def loss(params: Params) -> Array:
         x = xs
         for layer in network:
             x = pool_as_one(x) if layer is layers.pool else jax.vmap(layer, (None, 0))(params, x)
@@ -51,17 +52,17 @@ def shared_routing(network: Network, params: Params, xs: jax.Array, labels: jax.
 
 
 @jax.custom_vjp
-def pool_as_one(xs: jax.Array) -> jax.Array:
+def pool_as_one(xs: Array) -> Array:
     """The pooling layer of (b): (B, 2n, 2n, channels) -> (B, n, n, channels)."""
     return jax.vmap(layers.halve)(xs)
 
 
-def _forward(xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward(xs: Array) -> tuple[Array, Array]:
     values, route = jax.vjp(jax.vmap(layers.halve), xs)
     return values, route(jnp.ones_like(values))[0].any(0)
 
 
-def _backward(won: jax.Array, ct: jax.Array) -> tuple[jax.Array]:
+def _backward(won: Array, ct: Array) -> tuple[Array]:
     batch, rows, columns, channels = ct.shape
     windows = won.reshape(rows, 2, columns, 2, channels)
     share = ct.mean(0) / windows.sum((1, 3))
@@ -72,9 +73,7 @@ def _backward(won: jax.Array, ct: jax.Array) -> tuple[jax.Array]:
 pool_as_one.defvjp(_forward, _backward)
 
 
-def averaged_errors(
-    network: Network, params: Params, xs: jax.Array, labels: jax.Array, cost: Cost = cross_entropy
-) -> Params:
+def averaged_errors(network: Network, params: Params, xs: Array, labels: Array, cost: Cost = cross_entropy) -> Params:
     """(c) Averages the errors at the output, and propagates this one error back through averaged activations."""
     mean_inputs = []
     for layer in network:

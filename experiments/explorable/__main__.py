@@ -25,24 +25,16 @@ STEPS = command.Size("training steps", 1, 1_000)
 
 def page(shown: numbers.Numbers, steps: int) -> str:
     """The HTML, with the script and the numbers inside."""
-    ways = [
-        {"name": f"{way} {AVERAGED[way]}", "cosine": cosine, "norm": norm}
-        for way, (cosine, norm) in shown.likenesses.items()
-    ]
+    likenesses = shown.likenesses.items()
+    ways = [{"name": f"{way} {AVERAGED[way]}", "cosine": cosine, "norm": norm} for way, (cosine, norm) in likenesses]
     arrays = {
         name: base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode()
         for name, value in shown._asdict().items()
         if isinstance(value, np.ndarray) and name != "labels"
     }
     more = {"labels": shown.labels.tolist(), "noise": shown.noise, "rate": numbers.RATE, "ways": ways}
-    return fill(
-        examples=len(shown.images),
-        step=shown.step,
-        steps=steps,
-        digits=f"{shown.digits:,}",
-        about=machine.versions(),
-        data=json.dumps(arrays | more),
-    )
+    texts = {"examples": len(shown.images), "step": shown.step, "steps": steps, "digits": f"{shown.digits:,}"}
+    return fill(**texts, about=machine.versions(), data=json.dumps(arrays | more))
 
 
 def fill(**texts: object) -> str:

@@ -59,10 +59,8 @@ def measure(seed: int, steps: int = 300) -> Numbers:
     signal_to_noise = (full**2).sum((0, 1)) / noise
     channel = int(signal_to_noise.argmax())  # the filter whose gradient the examples agree on most
     maps, winners, cotangents = traced(path[step], *batches[step], channel)
-    claim(
-        "the gradient of the filter is the sum over all winners of their cotangent times the pixels that they see",
-        np.allclose(by_positions(batches[step][0], winners, cotangents), gradients[..., channel], atol=1e-5),
-    )
+    text = "the gradient of the filter is the sum over all winners of their cotangent times the pixels that they see"
+    claim(text, np.allclose(by_positions(batches[step][0], winners, cotangents), gradients[..., channel], atol=1e-5))
     return Numbers(
         step, np.asarray(jnp.round(batches[step][0] * 255), np.uint8), np.asarray(batches[step][1]),
         maps, winners, cotangents, gradients[..., channel], filters(path[step])[..., channel], after[..., channel],
@@ -105,9 +103,8 @@ def by_positions(xs: jax.Array, winners: np.ndarray, cotangents: np.ndarray) -> 
     """The gradient of the filter for every example (N, 5, 5), added up from the winners."""
     rows, columns = np.indices(winners.shape[1:])
     images, sums = np.asarray(xs), np.zeros((len(winners), 5, 5))
+    examples = np.arange(len(winners))[:, None, None]
     for i, j in np.ndindex(5, 5):
-        seen = images[
-            np.arange(len(winners))[:, None, None], 2 * rows + winners // 2 + i, 2 * columns + winners % 2 + j
-        ]
+        seen = images[examples, 2 * rows + winners // 2 + i, 2 * columns + winners % 2 + j]
         sums[:, i, j] = (seen * cotangents).sum((1, 2))
     return sums
