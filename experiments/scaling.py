@@ -109,9 +109,9 @@ def picture(results: Results) -> Figure:
     sizes = np.array([(step.memory, sum(step.all_reduces)) for step in results.steps.values()]) / 2**20
     right.plot(list(results.steps), sizes[:, 0], label="holds, besides arguments and results", **style.SERIES[0])
     right.plot(list(results.steps), sizes[:, 1], label="sends, in one all-reduce", **style.SERIES[1])
-    log = {"xscale": "log", "yscale": "log"}
-    style.tidy(left, "MiB that one device needs temporarily", xlabel="examples", **log)
-    style.tidy(right, "MiB of each device in a step", xlabel=f"simulated devices, {SHARED} examples in all", **log)
+    style.tidy(left, "MiB that one device needs temporarily", xlabel="examples", xscale="log", yscale="log")
+    xlabel = f"simulated devices, {SHARED} examples in all"
+    style.tidy(right, "MiB of each device in a step", xlabel=xlabel, xscale="log", ylim=(0, None))
     for axes, at in ((left, EXAMPLES), (right, SIMULATED)):
         style.ticks(axes.xaxis, *at)
         axes.legend()

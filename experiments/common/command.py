@@ -14,33 +14,25 @@ from experiments.common import machine, style
 
 
 class Size(NamedTuple):
-    """An option that is a number: its help text, and the values with which the experiment works."""
+    """An option that is a whole number: its help text, and the values with which the experiment works."""
 
     help: str
-    least: float
-    most: float
-    multiple: int | None = None  # every value must be a multiple of this
+    least: int
+    most: int
 
-    @property
-    def bounds(self) -> str:
-        """The allowed values, in words."""
-        between = f"between {self.least:,} and {self.most:,}"
-        return between if self.multiple is None else f"a multiple of {self.multiple:,} {between}"
+    def add_to(self, parser: argparse.ArgumentParser, name: str, default: int) -> None:
+        """Adds the option."""
+        bounds = f"between {self.least:,} and {self.most:,}"
 
-    def add_to(self, parser: argparse.ArgumentParser, name: str, default: float) -> None:
-        """Adds the option; its values have the type of the default."""
-        kind = type(default)
-
-        def parse(text: str) -> Any:
-            value = kind(text)
-            if not self.least <= value <= self.most or (self.multiple and value % self.multiple):
-                raise argparse.ArgumentTypeError(f"must be {self.bounds}; got {text}")
+        def parse(text: str) -> int:
+            value = int(text)
+            if not self.least <= value <= self.most:
+                raise argparse.ArgumentTypeError(f"must be {bounds}; got {text}")
             return value
 
-        parse.__name__ = kind.__name__  # argparse puts it in the error text
-        parser.add_argument(
-            f"--{name}", type=parse, default=default, help=f"{self.help}, {self.bounds} (default: %(default)s)"
-        )
+        parse.__name__ = "int"  # argparse puts it in the error text
+        about = f"{self.help}, {bounds} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=parse, default=default, help=about)
 
 
 FLOATS = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the least and the largest of float32
@@ -64,7 +56,7 @@ def experiment(
       about: its docstring, whose first line is shown as help.
       measure: `measure(seed, **sizes)` returns all results; raises AssertionError if a claim does not hold.
       picture: draws the figure of what `measure` returned.
-      sizes: the help text and bounds of each other argument of `measure`, which is an int or float with a default.
+      sizes: the help text and bounds of each other argument of `measure`, which is an int with a default.
     """
     name = Path(file).stem
     defaults = {option: inspect.signature(measure).parameters[option].default for option in sizes}

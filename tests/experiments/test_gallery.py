@@ -18,25 +18,27 @@ from experiments.digits import layers, loop
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 ROOT = Path(__file__).parents[2]
 SMALLEST = {
-    "two_inputs": "--side 3 --examples 3",
+    "two_inputs": "--examples 1",
     "batch_routing": "--examples 6",
     "wrong_averages": "--steps 1",
     "caffe_parity": "--steps 1",
-    "ties": "--seeds 1 --steps 1 --pixels 64",
+    "ties": "--seeds 1 --steps 1",
     "optimisers": "--steps 2",
-    "scaling": "--rounds 1 --examples 2",
-    "noise_scale": "--steps 2 --points 2 --draws 640",
+    "scaling": "",
+    "noise_scale": "--steps 2",
 }
+LARGEST = [("two_inputs", "--examples 10000 --seed 4294967295"), ("batch_routing", "--examples 4000")]
+RUNS = [*SMALLEST.items(), *LARGEST]
 
 
 def experiment(name):
     return importlib.import_module(f"experiments.{name}")
 
 
-@pytest.mark.parametrize("name", mostly_exhaustive(SMALLEST, ["two_inputs"]))
-def test_every_experiment_at_its_smallest(name, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "options"), mostly_exhaustive(RUNS, RUNS[:1]))
+def test_experiments_at_their_smallest_and_largest(name, options, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    experiment(name).main(SMALLEST[name].split())
+    experiment(name).main(options.split())
     printed = capsys.readouterr().out
     assert len(re.findall(r"^holds: ", printed, re.MULTILINE)) >= 4
     assert re.search(rf"^picture: out/{name}.png\n.*jax \d.*\d{{4}}-\d\d-\d\d$", printed, re.MULTILINE)
@@ -57,24 +59,6 @@ def test_the_gallery_has_question_command_and_picture_of_every_experiment():
         assert f"pictures/{picture.name}" in gallery
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    {
-        "--side 0": "argument --side: must be between 2 and 100; got 0",
-        "--seed -1": "argument --seed: must be between 0 and 2**32 - 1; got -1",
-        "--steps 3": "unrecognized arguments: --steps 3",
-        "--out file/out": "argument --out: file/out cannot be written: Not a directory",
-    }.items(),
-)
-def test_bad_options_get_one_sentence(options, text, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as caught:
-        experiment("two_inputs").main(options.split())
-    assert caught.value.code == 2
-    assert f"error: {text}" in capsys.readouterr().err
-
-
 def test_a_claim_that_does_not_hold_is_an_error(capsys):
     command.claim("two is two", np.True_)
     assert capsys.readouterr().out == "holds: two is two\n"
@@ -93,28 +77,13 @@ def test_there_are_as_many_batches_as_steps_over_several_epochs():
 # --- the shortcuts ---
 
 
-SHORTCUTS = (
-    shortcuts.right,
-    shortcuts.of_mean_loss,
-    shortcuts.averaged_activations,
-    shortcuts.shared_routing,
-    shortcuts.averaged_errors,
-)
-
-
 @pytest.mark.exhaustive
 def test_with_one_example_there_is_nothing_to_average_and_every_shortcut_is_right():
-    network = (
-        layers.one_channel,
-        layers.convolve("conv"),
-        layers.pool,
-        layers.relu,
-        layers.flatten,
-        layers.dense("out"),
-    )
+    network = layers.one_channel, layers.convolve("conv"), layers.pool, layers.relu, layers.flatten, layers.dense("out")
     params = layers.init(jax.random.key(0), {"conv": (3, 3, 1, 2), "out": (8, 10)})
     xs, labels = jax.random.uniform(jax.random.key(1), (1, 6, 6)), jnp.array([3])
-    right, *others = (gradient(network, params, xs, labels) for gradient in SHORTCUTS)
+    gradients = [*wrong_averages.WAYS.values(), shortcuts.of_mean_loss]  # the right one first
+    right, *others = (gradient(network, params, xs, labels) for gradient in gradients)
     for other in others:
         assert linearity.relative_error(other, right) < 1e-6
 
@@ -132,9 +101,8 @@ def test_averaged_errors_multiply_mean_errors_and_mean_inputs():
     network, params = (layers.dense("out"),), {"out": {"w": jnp.ones((1, 1)), "b": jnp.zeros(1)}}
     xs, labels = jnp.array([[1.0], [3.0]]), jnp.array([0.0, 1.0])
     cost = lambda scores, label: jnp.square(scores[0] - label) / 2  # noqa: E731
-    wrong, right = (
-        gradient(network, params, xs, labels, cost) for gradient in (shortcuts.averaged_errors, shortcuts.right)
-    )
+    ways = shortcuts.averaged_errors, shortcuts.right
+    wrong, right = (gradient(network, params, xs, labels, cost) for gradient in ways)
     assert (wrong["out"]["b"].item(), right["out"]["b"].item()) == (1.5, 1.5)  # errors 1 and 2
     assert (wrong["out"]["w"].item(), right["out"]["w"].item()) == (3.0, 3.5)  # 1.5 * 2; (1 * 1 + 2 * 3) / 2
 
@@ -165,8 +133,6 @@ def test_the_solvers_of_caffe_by_hand():
     rmsprop = caffe.Solver("RMSProp", np.zeros(1), 1.0, rms_decay=0.75, delta=1.0)
     rmsprop.step([np.array([2.0])])  # sqrt(0.25 * 4) = 1
     assert rmsprop.params == -1
-    with pytest.raises(ValueError, match="Momentum cannot be used with AdaGrad"):
-        caffe.Solver("AdaGrad", np.zeros(1), 1.0, momentum=0.9)
 
 
 def test_caffe_clips_windows_only_where_there_is_padding():
@@ -174,8 +140,6 @@ def test_caffe_clips_windows_only_where_there_is_padding():
     assert sizes(32, 3, 2, 0) == [16, 16]
     assert sizes(3, 2, 2, 1) == [2, 2]  # a third window would start in the padding after the input
     assert sizes(12, 1, 5, 0) == [4, 4]  # the last window is outside the input
-    with pytest.raises(ValueError, match="pad"):
-        sizes(4, 2, 1, 2)
 
 
 @pytest.mark.parametrize("solver", caffe_solvers.RATES)
@@ -189,9 +153,5 @@ def test_a_chain_with_another_decay_than_caffes_is_detected(solver, monkeypatch)
         ours = caffe_solvers.of_optax(solver, 2, losses_and_gradients, start, batches)
         assert caffe_solvers.distances(ours, of_caffe, start).max() < 1e-13
         monkeypatch.setattr(caffe_solvers, "DECAY", caffe_solvers.DECAY * 1.001)
-        assert (
-            caffe_solvers.distances(
-                caffe_solvers.of_optax(solver, 2, losses_and_gradients, start, batches), of_caffe, start
-            ).max()
-            > 1e-9
-        )
+        wrong = caffe_solvers.of_optax(solver, 2, losses_and_gradients, start, batches)
+        assert caffe_solvers.distances(wrong, of_caffe, start).max() > 1e-9

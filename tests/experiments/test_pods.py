@@ -32,9 +32,7 @@ for pod in sys.argv[3:]:
 """
 
 
-@pytest.mark.parametrize(
-    ("platform", "compiler", "pods"), PODS, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
-)
+@pytest.mark.parametrize(("platform", "compiler", "pods"), PODS, ids=["v5e", "v5p", "H100"])
 def test_a_large_pod_has_one_all_reduce_and_the_memory_of_a_small_one(platform, compiler, pods):
     if importlib.util.find_spec(compiler) is None:
         pytest.skip(f"{compiler}, a compiler for accelerators, is not installed")
