@@ -2,9 +2,8 @@
 
 import argparse
 import inspect
-import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +32,6 @@ class Size(NamedTuple):
         parse.__name__ = "int"  # argparse puts it in the error text
         about = f"{self.help}, {bounds} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=parse, default=default, help=about)
-
-
-FLOATS = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the least and the largest of float32
-ROUNDS = Size("timing rounds per method", 1, 1_000)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -83,13 +78,6 @@ def add_seed_and_out(parser: argparse.ArgumentParser, result: str) -> None:
     parser.add_argument("--out", metavar="DIR", type=directory, default=Path("out"), help=f"directory for the {result}")
 
 
-def rounds_of(file: str, about: str | None, default: int, arguments: list[str] | None) -> int:
-    """The rounds of a comparison without any other option."""
-    parser = parser_of(file, about)
-    ROUNDS.add_to(parser, "rounds", default)
-    return parser.parse_args(arguments).rounds
-
-
 def parser_of(file: str, about: str | None) -> argparse.ArgumentParser:
     """The parser of the module in this file, with the first line of its docstring as help."""
     return argparse.ArgumentParser(
@@ -131,51 +119,6 @@ def check_file(parser: argparse.ArgumentParser, path: Path, option: str) -> None
             path.resolve().unlink()
     except OSError as error:
         parser.error(f"argument {option}: {path} cannot be written: {error.strerror}")
-
-
-def check_files(parser: argparse.ArgumentParser, json: Path | None, png: Path | None) -> None:
-    """Checks the files of `--json` and `--png`."""
-    if json:
-        check_file(parser, json, "--json")
-    if png:
-        if png.suffix.lower() != ".png":  # matplotlib would choose another format, or another name
-            parser.error(f"argument --png: must end in .png; got {png}")
-        if png == json:
-            parser.error(f"argument --png: must be another file than that of --json; got {png}")
-        check_file(parser, png, "--png")
-
-
-def add_shapes(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds the option that selects what to measure, by words of its name."""
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="WORD", default=[""], help=f"only {what}s whose name contains a WORD"
-    )
-
-
-def chosen(parser: argparse.ArgumentParser, words: Sequence[str], names: Iterable[str], what: str) -> list[str]:
-    """The names that contain one of the words of `--shapes`; every word must be in one."""
-    names = list(names)
-    selected = {word: [name for name in names if word.lower() in name.lower()] for word in words}
-    for word, found in selected.items():
-        if not found:
-            such = "such a name" if len(words) == 1 else f"a name with {word!r}"
-            parser.error(f"argument --shapes: no {what} has {such}; the names are {', '.join(names)}")
-    return [name for name in names if any(name in found for found in selected.values())]
-
-
-def positive(kind: type) -> Callable[[str], Any]:
-    """An argparse type: a finite number above zero; a float is one that float32 holds."""
-
-    def parse_positive(text: str) -> Any:
-        value = kind(text)
-        if not (0 < value < math.inf):
-            raise ValueError(text)
-        if kind is float and not FLOATS[0] <= value <= FLOATS[1]:
-            raise argparse.ArgumentTypeError(f"must be between {FLOATS[0]:.2g} and {FLOATS[1]:.2g}; got {text}")
-        return value
-
-    parse_positive.__name__ = f"positive {kind.__name__}"  # argparse puts it in the error text
-    return parse_positive
 
 
 def natural(text: str) -> int:
