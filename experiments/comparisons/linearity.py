@@ -35,8 +35,8 @@ COSTS: dict[str, layers.Cost] = {
 def check_mean_loss(key: jax.Array, xs: jax.Array, labels: jax.Array) -> None:
     """The mean of the losses gives the right gradient, and needs no memory for per-example gradients."""
     params = lenet.init(key)
-    averages = (partial(way, lenet.NETWORK) for way in (shortcuts.right, shortcuts.of_mean_loss))
-    ways = jpool.per_example_value_and_grad(lenet.loss), *averages
+    ways: list[Any] = [partial(way, lenet.NETWORK) for way in (shortcuts.right, shortcuts.of_mean_loss)]
+    ways.insert(0, jpool.per_example_value_and_grad(lenet.loss))
     per_example, right, mean = (jax.jit(way).lower(params, xs, labels).compile() for way in ways)
     error = relative_error(mean(params, xs, labels), right(params, xs, labels))
     claim(f"the gradient of the mean loss is the mean of the gradients, to {error:.0e}", error < 1e-5)
