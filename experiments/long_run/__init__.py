@@ -1,1 +1,0 @@
-"""Long training runs: several devices and processes, checkpoints, interruption and resumption, progress reports."""
