@@ -39,7 +39,6 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]]
     "rmsprop": (optax.rmsprop, 0.001),
     "adam": (optax.adam, 0.002),
 }
-UNSAVED = "nothing is saved without --checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,8 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
             runs = run.steps(options, digits, optimizer, begun, mesh)
             finished = run.follow(options, runs, begun, total, checkpoints)
         except Stopped as stopped:
-            good = f"last good checkpoint: {checkpoints.newest}; continue with --resume" if checkpoints else UNSAVED
-            print(f"{stopped}; {good}", file=sys.stderr)
+            good = f"{checkpoints.newest}; continue with --resume" if checkpoints else "none without --checkpoint"
+            print(f"{stopped}; last good checkpoint: {good}", file=sys.stderr)
             sys.exit(stopped.status)
     if jax.process_index() == 0:
         finish(finished, digits, options.out)

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.training.stops import Stopped
 
-MEETING = 120  # seconds that processes wait for each other at the start
-HEARTBEAT = 20  # seconds without a sign of life after which JAX ends the processes that wait for a dead one
+# Seconds: processes wait for each other at the start, then one without a sign of life is dead, and all end together.
+TIMES: Any = {"initialization_timeout": 120, "heartbeat_timeout_seconds": 20, "shutdown_timeout_seconds": 120}
 
 
 def connect(devices: int | None, processes: int, coordinator: str | None, process_id: int) -> Mesh | None:
@@ -34,8 +34,7 @@ def connect(devices: int | None, processes: int, coordinator: str | None, proces
     if devices is not None:
         simulate_devices(devices)
     if processes > 1:
-        times: Any = {"initialization_timeout": MEETING, "heartbeat_timeout_seconds": HEARTBEAT}
-        jax.distributed.initialize(coordinator, processes, process_id, **times)
+        jax.distributed.initialize(coordinator, processes, process_id, **TIMES)
     chosen = jax.devices() if processes > 1 else jax.devices()[:devices]
     if devices is not None and len(chosen) != devices * processes:
         raise Stopped(f"argument --devices: must be at most what JAX has, {len(chosen)}; got {devices}")
