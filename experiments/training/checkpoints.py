@@ -44,7 +44,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self.lock.acquire()
         except filelock.Timeout as error:
-            raise Stopped(f"{directory} is in use by another run; wait for its end, or give another") from error
+            raise Stopped(f"{directory} is in use by another run; wait for it, or give another directory") from error
         # A third is written before the oldest is removed.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
