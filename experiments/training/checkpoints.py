@@ -76,7 +76,8 @@ class Checkpoints:
             return
         about = ocp.args.JsonSave({"run": self.run, "digest": digest(arrays), "history": history})
         try:
-            self.manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=about))
+            if not self.manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=about)):
+                raise OSError("orbax did not write it")
         except Exception as error:  # tensorstore raises its own types
             raise Stopped(f"no checkpoint of step {step} could be written: {first_line(error)}") from error
         self.last = step
