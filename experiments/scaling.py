@@ -21,10 +21,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 import jpool
-from experiments.accelerators import compiled
 from experiments.common import command, style
 from experiments.common.command import claim
 from experiments.digits import lenet
+from experiments.speed import compiled
 
 SIMULATED, SHARED = (1, 2, 4, 8), 64  # devices, and the examples of the step that they share
 EXAMPLES, MICROBATCH = (32, 128, 512), 32  # on one device, and how many of them at a time

@@ -13,7 +13,10 @@ import jpool.per_example
 import jpool.pooling
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "jpool/README.md", "experiments/README.md", "experiments/SPEED.md")}
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in ("README.md", "jpool/README.md", "experiments/README.md", "experiments/SPEED.md")
+}
 README, REFERENCE = PAGES["README.md"], PAGES["jpool/README.md"]
 
 

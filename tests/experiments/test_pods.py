@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.accelerators import compiled
 from experiments.digits import lenet
+from experiments.speed import compiled
 
 PARAMETERS = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lenet.init, jax.random.key(0))))
 EXAMPLES = 128  # on each device, all at once
@@ -23,7 +23,7 @@ PODS = [  # chips of TPUs by their layout; H100s as slices x hosts x devices
 READ = """
 import json, sys
 from experiments import scaling
-from experiments.accelerators import compiled
+from experiments.speed import compiled
 for pod in sys.argv[3:]:
     devices = compiled.devices(sys.argv[1], pod)
     for name in ("step", "statistics"):
