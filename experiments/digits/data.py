@@ -56,13 +56,9 @@ def mnist_files(directory: str | Path) -> Digits:
     digits = Digits(**{field: _read_idx(_find(directory, name)) for field, name in FILES.items()})
     for part in ("train", "test"):
         images, labels = getattr(digits, f"{part}_images"), getattr(digits, f"{part}_labels")
-        text = f"{directory}: the {part} images"
-        if images.ndim != 3 or labels.ndim != 1:
-            raise DataError(f"{text} have {images.ndim} axes, not 3, or the labels {labels.ndim}, not 1.")
-        if images.shape[1:] != IMAGE_SHAPE:
-            raise DataError(f"{text} are {images.shape[1]}x{images.shape[2]}, not 28x28.")
-        if len(images) != len(labels) or not len(images):
-            raise DataError(f"{directory}: there are {len(images)} {part} images for {len(labels)} labels.")
+        if images.shape[1:] != IMAGE_SHAPE or labels.shape != images.shape[:1] or not len(labels) > 0:
+            got = f"images of shape {images.shape} and labels of shape {labels.shape}"
+            raise DataError(f"{directory}: the {part} data must be images of 28x28 and a label for each; got {got}.")
         if labels.max() >= CLASSES:
             raise DataError(f"{directory}: the {part} labels go up to {labels.max()}, not 9.")
     return digits
@@ -83,11 +79,11 @@ def _read_idx(path: Path) -> np.ndarray:
             content = gzip.decompress(content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    if content[:3] != b"\x00\x00\x08" or len(content) < 4:
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = tuple(map(int, np.frombuffer(content[4 : 4 + 4 * axes].ljust(4 * axes, b"\0"), ">u4")))
+    size = 4 + 4 * axes + math.prod(shape)
+    if not axes:
         raise DataError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}.")
-    start = 4 + 4 * content[3]
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
-    size = start + math.prod(shape)
-    if len(content) != size or not shape:
+    if len(content) != size:
         raise DataError(f"{path} is truncated or damaged: its header promises {size} bytes, it has {len(content)}.")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
