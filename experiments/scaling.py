@@ -104,14 +104,14 @@ def picture(results: Results) -> Figure:
     figure.suptitle("Read from compiled programs; nothing is timed or predicted", fontsize=style.TITLE)
     left, right = figure.subplots(1, 2)
     for ((name, size), memory), line in zip(results.memory.items(), style.SERIES, strict=False):
-        how = f"{size} at a time" if size else "all at once"
-        left.plot(EXAMPLES, np.array(memory) / 2**20, label=f"{name}, {how}", **line)
+        left.plot(EXAMPLES, np.array(memory) / 2**20, label=f"{name}, {size or 'all'} at once", **line)
     sizes = np.array([(step.memory, sum(step.all_reduces)) for step in results.steps.values()]) / 2**20
     right.plot(list(results.steps), sizes[:, 0], label="holds, besides arguments and results", **style.SERIES[0])
     right.plot(list(results.steps), sizes[:, 1], label="sends, in one all-reduce", **style.SERIES[1])
     style.tidy(left, "MiB that one device needs temporarily", xlabel="examples", xscale="log", yscale="log")
-    xlabel = f"simulated devices, {SHARED} examples in all"
-    style.tidy(right, "MiB of each device in a step", xlabel=xlabel, xscale="log", ylim=(0, None))
+    style.ticks(left.yaxis, 10, 30, 100, 300, 1000)
+    title = f"MiB of each device in a step of {SHARED} examples"
+    style.tidy(right, title, xlabel="devices (simulated)", xscale="log", ylim=(0, None))
     for axes, at in ((left, EXAMPLES), (right, SIMULATED)):
         style.ticks(axes.xaxis, *at)
         axes.legend()
