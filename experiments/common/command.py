@@ -55,7 +55,6 @@ def experiment(
         add_seed_and_out(parser, "picture")
         options = vars(parser.parse_args(arguments))
         path = make_directory(parser, options.pop("out")) / f"{name}.png"
-        check_file(parser, path, "--out")
         results = measure(**options)
         style.save(picture(results), path)
         print(f"picture: {path}\n{machine.versions()}")
@@ -96,21 +95,6 @@ def make_directory(parser: argparse.ArgumentParser, path: Path, option: str = "-
     except OSError as error:
         parser.error(f"argument {option}: {path} cannot be written: {error.strerror}")
     return path
-
-
-def check_file(parser: argparse.ArgumentParser, path: Path, option: str) -> None:
-    """Refuses a file that cannot be written, before anything is computed; keeps what it holds."""
-    try:
-        if not path.parent.is_dir():
-            parser.error(f"argument {option}: {path} cannot be written: there is no directory {path.parent}")
-        if path.is_char_device() or path.is_fifo():  # such as /dev/stdout; opening and closing a pipe would end it
-            return
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.resolve().unlink()
-    except OSError as error:
-        parser.error(f"argument {option}: {path} cannot be written: {error.strerror}")
 
 
 def between(least: float, most: float) -> Callable[[str], Any]:

@@ -51,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> numbers.Numbers:
     command.add_seed_and_out(parser, "page")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     path = command.make_directory(parser, options.out) / "explorable.html"
-    command.check_file(parser, path, "--out")
     shown = numbers.measure(options.seed, options.steps)
     path.write_text(page(shown, options.steps), encoding="utf-8")
     print(f"page: {path}, {path.stat().st_size / 1e3:.0f} kB\n{machine.versions()}")

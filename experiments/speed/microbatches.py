@@ -1,8 +1,7 @@
 """The cost of holding few per-example gradients at a time: gradient_statistics and the training step in microbatches.
 
-Caffe's LeNet and a network with more convolutions, with lax's convolution, whose gradients a plain loop slows down 5 to
-25 times on a CPU. Times are compared with those of the whole batch at once; memory is what the compiled statistics need
-besides arguments and results.
+Caffe's LeNet with lax's convolution, whose gradients a plain loop slows down 5 to 25 times on a CPU. Times are compared
+with those of the whole batch at once; memory is what the compiled statistics need besides arguments and results.
 """
 
 import argparse
@@ -19,25 +18,12 @@ from experiments.speed.step import OPTIMIZER, batch_of, training
 
 BATCH = 120
 SIZES = (None, 1, 2, 12, 50, 60)  # 50 does not divide BATCH
-DEEP: layers.Shapes = {"conv1": (3, 3, 1, 16), "conv2": (3, 3, 16, 32), "conv3": (3, 3, 32, 32), "out": (800, 10)}
 
 
-def deep() -> layers.Network:
-    """Three convolutions of 3 x 3, two poolings."""
-    first, second, third = (layers.convolve(name, convolve_by_lax) for name in ("conv1", "conv2", "conv3"))
-    end = layers.flatten, layers.dense("out")
-    return (layers.one_channel, first, layers.relu, second, layers.pool, layers.relu, third, layers.pool, *end)
-
-
-NETWORKS: dict[str, tuple[layers.Network, layers.Shapes]] = {
-    "LeNet": (lenet.network(convolve=convolve_by_lax), lenet.SHAPES),
-    "3 convolutions": (deep(), DEEP),
-}
-
-
-def rows(network: layers.Network, shapes: layers.Shapes, rounds: int) -> list[str]:
-    """The rows of one network, one for each size of microbatch."""
-    batch, params, loss = batch_of(BATCH), layers.init(jax.random.key(0), shapes), layers.loss(network)
+def rows(rounds: int) -> list[str]:
+    """A row for each size of microbatch."""
+    batch, params = batch_of(BATCH), lenet.init(jax.random.key(0))
+    loss = layers.loss(lenet.network(convolve=convolve_by_lax))
     statistics, steps, needs = dict[str, timing.Call](), dict[str, timing.Call](), dict[str, float]()
     for size in SIZES:
         name = str(size or "all")
@@ -55,10 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Times both networks and prints the table."""
-    print(f"{BATCH} examples of 28x28; {machine.versions()}\n")
-    print("| network | at a time | statistics, ms | relative to all | step, ms | relative to all | memory, MB |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name, (network, shapes) in NETWORKS.items():
-        for row in rows(network, shapes, chosen.rounds):
-            print(f"| {name} | {row} |", flush=True)
+    """Times every size and prints the table."""
+    print(f"LeNet, {BATCH} examples; {machine.versions()}\n")
+    print("| at a time | statistics, ms | relative to all | step, ms | relative to all | memory, MB |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for row in rows(chosen.rounds):
+        print(f"| {row} |", flush=True)

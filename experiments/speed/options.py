@@ -16,7 +16,7 @@ Ratios = dict[str, dict[str, float]]  # by row, by library: its time as a multip
 LOOKS: dict[str, dict[str, Any]] = {  # one for a library, in all pictures
     "lax": {"color": style.RED, "marker": "o", "label": "lax, as Flax, Equinox and Haiku call it"},
     "torch": {"color": style.BLUE, "marker": "s", "label": "torch"},
-    "free": {"color": style.GREY, "marker": "|", "label": "the limit: no pooling, a strided slice instead"},
+    "free": {"color": style.GREY, "marker": "|", "label": "the limit: a strided slice in place of every pooling"},
 }
 
 
@@ -44,7 +44,8 @@ def add_png(parser: argparse.ArgumentParser) -> None:
         path = Path(text)
         if path.suffix.lower() != ".png":  # matplotlib would choose another format, or another name
             raise argparse.ArgumentTypeError(f"must end in .png; got {text}")
-        command.check_file(parser, path, "--png")
+        if not path.absolute().parent.is_dir():
+            raise argparse.ArgumentTypeError(f"there is no directory {path.parent}; got {text}")
         return path
 
     parser.add_argument("--png", metavar="FILE", type=png, help="draw the ratios")
@@ -75,11 +76,10 @@ def draw(rows: Ratios, xlabel: str, about: str, path: Path) -> None:
     axes.axvline(1, color=style.BLACK, linewidth=1)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    style.tidy(axes, about, xlabel=f"{xlabel}; to the right of 1, jpool is faster", xscale="log")
-    axes.title.set_fontsize(8)
+    style.tidy(axes, xlabel=f"{xlabel}; to the right of 1, jpool is faster", xscale="log")
+    axes.set_title(about.replace("; ", "\n"), fontsize=8, loc="left")
     low, high = axes.get_xlim()
-    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200) if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    at = (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200) if high > 4 else (0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 3)
+    style.ticks(axes.xaxis, *(tick for tick in at if low <= tick <= high))
     figure.legend(loc="outside lower left", ncols=len(LOOKS), frameon=False)
     style.save(figure, path)

@@ -11,12 +11,9 @@ The compilers are packages; experiments/speed/compiled.py has the command that i
 
 import argparse
 import importlib.metadata
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from experiments.common import command
 from experiments.speed import compiled, options
 from experiments.speed.cases import Case, every_case
 
@@ -35,7 +32,6 @@ def read(case: Case) -> dict[str, Any]:
             "bytes": gpu.bytes / case.least_bytes,
             "time": gpu.seconds / (case.least_bytes / compiled.BANDWIDTH),
             "scatter": bool(gpu.count("scatter") + gpu.count("select-and-scatter")),
-            "while": gpu.count("while"),
         }
     figures["jpool"]["tpu_cycles"] = compiled.compile_for("tpu", case.functions["jpool"], *case.shapes).cycles
     return figures
@@ -54,12 +50,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     options.add_shapes(parser, every_case())
 
-    def file(text: str) -> Path:
-        command.check_file(parser, Path(text), "--json")
-        return Path(text)
-
-    parser.add_argument("--json", metavar="FILE", type=file, help="write all figures to a file")
-
 
 def run(chosen: argparse.Namespace) -> None:
     """Compiles every chosen program and prints the table."""
@@ -71,10 +61,6 @@ def run(chosen: argparse.Namespace) -> None:
         raise SystemExit(str(error)) from None
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "jax-cuda12-pjrt"))
     print(f"compiled, not timed, for an H100 and a TPU v5e; {versions}\n\n{HEAD}", flush=True)
-    rows = {}
     for name, case in every_case().items():
         if name in chosen.shapes:
-            rows[name] = read(case)
-            print(line(name, rows[name]), flush=True)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
+            print(line(name, read(case)), flush=True)

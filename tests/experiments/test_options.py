@@ -28,13 +28,12 @@ REFUSED = [
     (two_inputs, "--examples 0", "argument --examples: must be between 1 and 10,000; got 0"),
     (batch_routing, "--examples 4001", "argument --examples: must be between 6 and 4,000; got 4001"),
     (caffe_parity, f"--steps {10**400}", "argument --steps: must be between 1 and 600; got 1000"),
-    (ties, "--seeds 1e1000", "argument --seeds: invalid int value: '1e1000'"),
+    (ties, "--seeds 1e1000", "argument --seeds: must be between 1 and 100; got 1e1000"),
     (scaling, "--steps 3", "unrecognized arguments: --steps 3"),
-    (scaling, "--seed -1", "argument --seed: must be between 0 and 2**32 - 1; got -1"),
+    (scaling, "--seed -1", "argument --seed: must be between 0 and 4,294,967,295; got -1"),
     (two_inputs, "--out=", "argument --out: must be a directory, such as '.'; got ''"),
     (two_inputs, "--out file", "argument --out: must be a directory; file is a file"),
     (two_inputs, "--out file/out", "argument --out: file/out cannot be written: Not a directory"),
-    (two_inputs, "--out drawn", "argument --out: drawn/two_inputs.png cannot be written: Is a directory"),
 ]
 
 
@@ -42,14 +41,13 @@ REFUSED = [
 @pytest.mark.parametrize(("experiment", "options", "text"), REFUSED)
 def test_what_cannot_work_is_refused_by_name_before_anything_is_measured(experiment, options, text, capsys):
     Path("file").touch()
-    Path("drawn/two_inputs.png").mkdir(parents=True)
     with pytest.raises(SystemExit) as caught:
         experiment.main(options.split())
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert f"error: {text}" in printed.err.splitlines()[-1]
-    assert sorted(map(str, Path().rglob("*"))) == ["drawn", "drawn/two_inputs.png", "file"]
+    assert sorted(map(str, Path().rglob("*"))) == ["file"]
 
 
 @pytest.mark.usefixtures("_nothing_is_measured")
@@ -61,17 +59,6 @@ def test_a_directory_in_which_nothing_can_be_written_is_refused(capsys, monkeypa
     with pytest.raises(SystemExit):
         two_inputs.main(["--out", "there"])
     assert "error: argument --out: there cannot be written: Permission denied" in capsys.readouterr().err
-
-
-def test_a_file_that_can_be_written_stays_as_it_is(tmp_path):
-    parser = command.parser_of("x.py", None)
-    (tmp_path / "old.json").write_text("old")
-    (tmp_path / "link.json").symlink_to(tmp_path / "new.json")
-    for name in ("old.json", "new.json", "link.json"):
-        command.check_file(parser, tmp_path / name, "--json")
-    command.check_file(parser, Path("/dev/stdout"), "--json")
-    assert (tmp_path / "old.json").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "old.json"]
 
 
 @pytest.mark.parametrize(
