@@ -9,13 +9,12 @@ import platform
 import jax
 
 
-def versions() -> str:
-    """The hardware and the versions that the figures depend on."""
+def versions(*libraries: str) -> str:
+    """The hardware, the versions of Python, jax and other libraries that are installed, and the date."""
     device = jax.devices()[0]
     parts = [f"{processor()}, {cores()} cores" if device.platform == "cpu" else device.device_kind]
-    parts += [
-        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch") if importlib.util.find_spec(name)
-    ]
+    installed = [name for name in ("jax", *libraries) if importlib.util.find_spec(name)]
+    parts += [f"{name} {importlib.metadata.version(name)}" for name in installed]
     return ", ".join([*parts, f"Python {platform.python_version()}", str(datetime.date.today())])
 
 

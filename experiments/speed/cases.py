@@ -1,4 +1,4 @@
-"""What is timed and compiled: the poolings of nine networks, and the functions related to max_pool.
+"""What is timed and compiled: nine poolings of well-known networks and sizes, and the functions related to max_pool.
 
 A case has the functions to compare, for a batch with its channels last unless its name says otherwise, and the shapes
 of their arguments. Where there is a gradient, a function runs both passes: (x, .., cotangent) -> (values, cotangent of
@@ -71,7 +71,7 @@ POOLS = {
     "SPPF 5x5/1 pad 2": Pool((8, 20, 20, 256), (5, 5), 1, 2),
     "SPP 13x13/1 pad 6": Pool((8, 20, 20, 256), (13, 13), 1, 6),
     "3-D U-Net 2x2x2/2": Pool((2, 64, 64, 64, 32), (2, 2, 2), 2),
-    "WaveNet 4/4": Pool((32, 8192, 64), (4,), 4),
+    "1-D 4/4": Pool((32, 8192, 64), (4,), 4),
 }
 
 

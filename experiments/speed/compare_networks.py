@@ -1,8 +1,9 @@
-"""What whole networks gain: complete training steps with the framework's pooling, with jpool's, and with none.
+"""What whole networks gain: complete training steps with the framework's pooling, with jpool's, and with slices.
 
-"None" takes a strided slice in place of every pooling, which is the limit that a faster pooling could reach. The steps
-with the framework's pooling and with jpool's start from the same parameters and must end with the same ones. They are
-then timed in turn, in one process. Temporary memory is what the compiled step needs besides arguments and results.
+A strided slice in place of every pooling is about the limit that a faster pooling could reach. The steps with the
+framework's pooling (Flax's or Equinox's, which call lax; `x.max` over whole axes) and with jpool's start from the same
+parameters and must end with the same ones, to 1e-4 of the largest update on a CPU. They are then timed in turn, in one
+process. Temporary memory is what the compiled step needs besides arguments and results.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Times the chosen networks and prints their table."""
     options.need("flax", "equinox")
-    about = f"one training step, float32; {machine.versions()}"
+    about = f"one training step, float32; {machine.versions('flax', 'equinox')}"
     print(f"{about}\n\n{HEAD}", flush=True)
     rows = {}
     for name in chosen.shapes:

@@ -1,7 +1,7 @@
 """Complete networks, layer for layer as in the source that `NETWORKS` names, with one thing to choose: the pooling.
 
 `by` is "framework", "jpool" or "free" (see poolings.py). Widths, paddings, biases, batch norms and dropouts are the
-source's; a test compares the number of parameters with the published one. Only the size of an image or a batch is
+source's; a test counts the parameters, where their number is published. Only the size of an image or a batch is
 reduced where a step would take too long on two cores, and `NETWORKS` states both.
 """
 
@@ -30,8 +30,8 @@ def dense(x: jax.Array, features: int) -> jax.Array:
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """Batch norm in training mode."""
-    return linen().BatchNorm(use_running_average=False)(x)
+    """Batch norm in training mode; Flax's momentum 0.9 is PyTorch's 0.1."""
+    return linen().BatchNorm(use_running_average=False, momentum=0.9)(x)
 
 
 def dropout(x: jax.Array, rate: float = 0.5) -> jax.Array:
@@ -102,8 +102,9 @@ def unet(by: str, x: jax.Array) -> jax.Array:
     two = lambda x, features: relu(conv(relu(conv(x, features, 3)), features, 3))  # noqa: E731
     left = []
     for features in (64, 128, 256, 512):
-        left.append(two(x, features))
-        x = max_pool(by, dropout(left[-1]) if features == 512 else left[-1], 2, 2)
+        x = two(x, features)
+        left.append(dropout(x) if features == 512 else x)
+        x = max_pool(by, left[-1], 2, 2)
     x = dropout(two(x, 1024))
     for features in (512, 256, 128, 64):
         x = linen().ConvTranspose(features, (2, 2), (2, 2))(x)
@@ -120,7 +121,7 @@ def m5(by: str, x: jax.Array) -> jax.Array:
 
 
 def textcnn(by: str, words: jax.Array) -> jax.Array:
-    """The variant CNN-rand; 64 words: the 56 of the longest sentence, and 4 of padding on either side."""
+    """CNN-rand, without its bound on the norm of weights; 64 words: 56 of the longest sentence, 8 of padding."""
     x = linen().Embed(18_766, 300)(words)
     pooled = [global_max_pool(by, relu(conv(x, 100, side))) for side in (3, 4, 5)]
     return dense(dropout(jnp.concatenate(pooled, -1)), 2)

@@ -14,9 +14,14 @@ from experiments.common import command, style
 ROUNDS = command.Size("timing rounds per method", 1, 1_000)
 Ratios = dict[str, dict[str, float]]  # by row, by library: its time as a multiple of jpool's
 LOOKS: dict[str, dict[str, Any]] = {  # one for a library, in all pictures
-    "lax": {"color": style.RED, "marker": "o", "label": "lax, as Flax, Equinox and Haiku call it"},
+    "lax": {"color": style.RED, "marker": "o", "label": "lax, which Flax, Equinox and Haiku call"},
     "torch": {"color": style.BLUE, "marker": "s", "label": "torch"},
-    "free": {"color": style.GREY, "marker": "|", "label": "the limit: a strided slice in place of every pooling"},
+    "free": {
+        "color": style.GREY,
+        "marker": "|",
+        "markeredgewidth": 2.5,
+        "label": "the limit: a strided slice in place of every pooling",
+    },
 }
 
 
@@ -73,7 +78,7 @@ def draw(rows: Ratios, xlabel: str, about: str, path: Path) -> None:
         ratios = [row.get(library, math.nan) for row in rows.values()]
         size = 16 if library == "free" else 7
         axes.plot(ratios, range(len(rows)), linestyle="", markersize=size, **LOOKS[library])
-    axes.axvline(1, color=style.BLACK, linewidth=1)
+    axes.axvline(1, color=style.BLACK, linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     style.tidy(axes, xlabel=f"{xlabel}; to the right of 1, jpool is faster", xscale="log")

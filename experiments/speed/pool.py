@@ -84,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Times every chosen pool, and prints the table and the medians of its ratios."""
-    about = f"forward + backward, {chosen.dtype}, channels {chosen.layout}; {machine.versions()}"
+    about = f"forward + backward, {chosen.dtype}, channels {chosen.layout}; {machine.versions('torch')}"
     print(f"{about}\n\n{HEAD}", flush=True)
     rows: dict[str, Row] = {}
     for name in chosen.shapes:

@@ -1,7 +1,7 @@
 """The poolings of a network, by `by`: the framework's own, jpool's, or "free", which takes elements and compares none.
 
-Nothing that reads x and writes as many values can cost less than a strided slice, so a step with free poolings is the
-limit that a faster pooling could reach.
+A step with a strided slice in place of every pooling is about the limit that a faster pooling could reach. It is not a
+strict one: XLA fuses the slice and its gradient, a pad, into their neighbours, which may help or not.
 """
 
 from functools import cache, partial

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Times every chosen function and prints the table."""
-    print(f"windows of 3x3, stride 2, padding 1, on {cases.IMAGES}, float32; {machine.versions()}\n")
+    print(f"windows of 3x3, stride 2, padding 1, on {cases.IMAGES}, float32; {machine.versions('torch')}\n")
     print("| function | jpool ms | other | ms | other / jpool |\n|---|---:|---|---:|---:|", flush=True)
     theirs = in_torch.relative_functions() if in_torch.is_here() else {}
     for name, case in cases.relatives().items():

@@ -17,7 +17,7 @@ needs_compilers = pytest.mark.skipif(not COMPILERS, reason="the compilers for ac
 TIMES = {  # at most, the estimated time as a multiple of the lower bound; for a TPU, thousand cycles
     "LeNet 2x2/2": (1.05, 148), "VGG 2x2/2": (1.05, 914), "AlexNet 3x3/2": (1.05, 1349), "ResNet 3x3/2 pad 1": (1.05, 3638),
     "Inception 3x3/1 pad 1": (1.15, 968), "SPPF 5x5/1 pad 2": (2.05, 342), "SPP 13x13/1 pad 6": (4.5, 714),
-    "3-D U-Net 2x2x2/2": (1.05, 4782), "WaveNet 4/4": (1.05, 2063), "31x31/1 SAME": (5.8, 1900), "ResNet, bfloat16": (1.7, 2882),
+    "3-D U-Net 2x2x2/2": (1.05, 4782), "1-D 4/4": (1.05, 2063), "31x31/1 SAME": (5.8, 1900), "ResNet, bfloat16": (1.7, 2882),
     "ResNet, channels first": (1.05, 5412), "3x3/2, dilation 2": (1.5, 2793), "Inception 3x3/1 pad 1, forward only": (1.1, 308),
     "max_unpool with the geometry": (1.1, 720), "adaptive_max_pool 30x30 to 7x7": (2.0, 250),
 }  # fmt: skip
