@@ -23,8 +23,7 @@ from experiments.speed.training_steps import batch_of, model_of, training_step
 COMPILATIONS = 3  # of each step; the median counts
 # The largest difference of the updated parameters, as a part of the largest update. GPUs and TPUs round the factors of
 # matrix products and convolutions to 11 bits or fewer.
-TOLERANCE = {"cpu": 1e-4}
-TOLERANCE_ON_ACCELERATORS = 5e-3
+TOLERANCE, TOLERANCE_ON_ACCELERATORS = 1e-4, 5e-3
 Row = dict[str, dict[str, float]]
 
 
@@ -59,7 +58,7 @@ def check_equal(name: str, start: Any, theirs: Any, ours: Any) -> None:
         float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True)
     )
     differs = largest(theirs[0], ours[0]) / largest(theirs[0], start[0])
-    if not differs < TOLERANCE.get(jax.default_backend(), TOLERANCE_ON_ACCELERATORS):
+    if not differs < (TOLERANCE if jax.default_backend() == "cpu" else TOLERANCE_ON_ACCELERATORS):
         raise AssertionError(f"{name}: the updated parameters differ by {differs:.0e} of the update")
 
 

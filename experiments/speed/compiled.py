@@ -46,7 +46,7 @@ ENVIRONMENT = {
 }
 DUMP = "--xla_dump_hlo_pass_re=NONE --xla_dump_emitter_re=ptx --xla_gpu_autotune_level=0"
 MISSING = """The compilers for accelerators are packages. Install them in an environment of their own (1 GB):
-  pip install -e ".[experiments,peers,accelerators]"
+  pip install -e ".[experiments,accelerators]"
 JAX reports: {error}"""
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}  # no data moved
