@@ -1,8 +1,10 @@
 """Implicit promotion is an error in tests of the library; tests of experiments allow it, as JAX does by default."""
 
 import gc
+import os
 
 import jax
+import jaxlib
 import pytest
 from shared.poolings import ARRANGEMENTS
 
@@ -10,6 +12,12 @@ from jpool.pooling.derivative.primitives import define_platform
 
 gc.set_threshold(100_000, 50, 100)  # JAX keeps many objects alive: collect garbage less often
 
+# jaxlib 0.10 has two ways to compile a fused loop; the older one takes half the time. Later versions, which CI runs as
+# well, have one.
+if jaxlib.__version__.startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
+jax.config.update("jax_traceback_in_locations_limit", 0)  # programs without source locations are lowered faster
 jax.config.update("jax_num_cpu_devices", 8)  # most tests use the first one
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,12 +47,14 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("plain", marks=pytest.mark.exhaustive)])
+@pytest.fixture(
+    scope="module", params=["cpu", *(pytest.param(p, marks=pytest.mark.exhaustive) for p in ("plain", "optimised"))]
+)
 def arrangement(request):
-    """Runs the tests of a module with the arrangement for CPUs, and again with the plain algorithm, both on this CPU."""
+    """Runs the tests of a module with the arrangement for CPUs, with the plain algorithm, and compiled as users have it."""
     before = jax.config.values["jax_disable_most_optimizations"]
-    define_platform("cpu", ARRANGEMENTS[request.param])
-    jax.config.update("jax_disable_most_optimizations", before or request.param != "cpu")  # compiles faster
+    define_platform("cpu", ARRANGEMENTS["plain" if request.param == "plain" else "cpu"])
+    jax.config.update("jax_disable_most_optimizations", request.param != "optimised")  # compiles faster
     jax.clear_caches()  # programs of the other arrangement
     yield request.param
     define_platform("cpu", ARRANGEMENTS["cpu"])

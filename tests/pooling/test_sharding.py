@@ -3,10 +3,8 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,68 +12,51 @@ import jpool
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SAME = {"window_shape": (3, 3), "strides": 2, "padding": "SAME"}
+XS = np.random.default_rng(0).integers(0, 9, (4, 7, 8, 2)).astype(np.float32)
 
 
-def mesh(kind, devices=8):
+def mesh(kind, devices=2):
     return jax.make_mesh((devices,), ("d",), devices=jax.devices()[:devices], axis_types=(kind,))
 
 
-@pytest.fixture
-def xs():
-    return jnp.asarray(np.random.default_rng(0).integers(0, 9, (8, 9, 10, 2)), jnp.float32)
+def place(array, of_mesh, *spec):
+    return jax.device_put(array, NamedSharding(of_mesh, P(*spec)))
 
+
+def value_and_gradient(function):
+    return lambda x: (function(x), jax.grad(lambda x: (function(x) ** 2).sum())(x))
+
+
+# --- along a pooled axis, by XLA's partitioner ---
 
 LINES = {
     **{f"adaptive {o}": partial(jpool.adaptive_max_pool, output_shape=(o,)) for o in (1, 3, 5)},
-    **{
-        f"{w} by {s}": partial(jpool.max_pool, window_shape=(w,), strides=s)
-        for w, s in ((2, 2), (3, 3), (3, 2), (5, 4))
-    },
+    **{f"{w} by {s}": partial(jpool.max_pool, window_shape=(w,), strides=s) for w, s in ((2, 2), (3, 3), (3, 2), (5, 4))},
     "padded": partial(jpool.max_pool, window_shape=(3,), strides=2, padding=1),
     "ceil": partial(jpool.max_pool, window_shape=(3,), strides=3, ceil_mode=True),
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LINES)
-@pytest.mark.parametrize("size", [8, 16])
-def test_pooling_along_an_axis_sharded_over_an_auto_mesh(name, size):
+@pytest.mark.parametrize(("size", "devices"), [(8, 8), (16, 8), (8, 4)])
+def test_pooling_along_an_axis_sharded_over_an_auto_mesh(size, devices):
     """XLA's partitioner is wrong about one-element slices with a stride above 1, so there must be none."""
-    pool = jax.vmap(partial(LINES[name], channel_axis=None))
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (8, size)), jnp.float32)
-
-    @jax.jit
-    def both(x):
-        values, backward = jax.vjp(pool, x)
-        return values, backward(jnp.arange(1.0, values.size + 1).reshape(values.shape))[0]
-
-    sharded = jax.device_put(x, NamedSharding(mesh(AxisType.Auto), P(None, "d")))
-    for actual, expected in zip(both(sharded), both(x), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    pools = {name: jax.vmap(partial(line, channel_axis=None)) for name, line in LINES.items()}
+    all_of_them = jax.jit(lambda x: {name: value_and_gradient(pool)(x) for name, pool in pools.items()})
+    x = np.random.default_rng(0).integers(0, 4, (8, size)).astype(np.float32)
+    sharded, expected = (all_of_them(array) for array in (place(x, mesh(AxisType.Auto, devices), None, "d"), x))
+    for name in LINES:
+        jax.tree.map(partial(np.testing.assert_array_equal, err_msg=name), sharded[name], expected[name])
 
 
-def test_windows_that_overhang_on_an_axis_sharded_over_fewer_devices():
-    x = jax.device_put(jnp.arange(8.0), NamedSharding(mesh(AxisType.Auto, 4), P("d")))
-    pool = jax.jit(lambda x: jpool.max_pool(x, (3,), 3, ceil_mode=True, channel_axis=None))
-    assert pool(x).tolist() == [2, 5, 7]
-    assert jax.grad(lambda x: pool(x).sum())(x).tolist() == [0, 0, 1, 0, 0, 1, 0, 1]
-
-
-def test_a_batch_on_an_explicit_mesh_stays_sharded(xs):
-    argmax = lambda x: jpool.max_pool_with_argmax(x, **SAME)[1]  # noqa: E731
-    gradient = jax.grad(lambda x: jpool.max_pool(x, **SAME).sum())  # its cotangent is the same for every example
-    tangent = lambda x: jax.jvp(partial(jpool.max_pool, **SAME, forward_mode=True), (x,), (x,))[1]  # noqa: E731
-    expected = [jax.vmap(f)(xs) for f in (argmax, gradient, tangent)]
-    explicit_mesh = mesh(AxisType.Explicit)
-    with jax.set_mesh(explicit_mesh):
-        sharded = jax.device_put(xs, NamedSharding(explicit_mesh, P("d")))
-        for f, on_one_device in zip((argmax, gradient, tangent), expected, strict=True):
-            actual = jax.jit(jax.vmap(f))(sharded)
-            assert actual.sharding.spec[0] == "d"
-            np.testing.assert_array_equal(actual, on_one_device)
+# --- every function, over batch or channels ---
 
 
 def unpooled(x, **geometry):
     return jpool.max_unpool(*jpool.max_pool_with_argmax(x, (2, 2), 2), x.shape[:2], **geometry)
+
+
+def argmax(x):
+    return jpool.max_pool_with_argmax(x, **SAME)[1]
 
 
 FUNCTIONS = {
@@ -90,119 +71,117 @@ FUNCTIONS = {
     "max_unpool with the geometry": partial(unpooled, window_shape=(2, 2), strides=2),
 }
 WITHOUT_GRADIENT = {
-    "argmax": lambda x: jpool.max_pool_with_argmax(x, **SAME)[1],
-    "convert_argmax": lambda x: jpool.convert_argmax(
-        jpool.max_pool_with_argmax(x, **SAME)[1], (9, 10), x.shape[-1], to="onnx"
-    ),
+    "argmax": argmax,
+    "convert_argmax": lambda x: jpool.convert_argmax(argmax(x), x.shape[:2], x.shape[-1], to="onnx"),
+    # The cotangent of this sum is the same for every example.
+    "gradient of a sum": jax.grad(lambda x: jpool.max_pool(x, **SAME).sum()),
+    "tangent": lambda x: jax.jvp(FUNCTIONS["forward_mode"], (x,), (x,))[1],
 }
+ALL = {**{name: value_and_gradient(f) for name, f in FUNCTIONS.items()}, **WITHOUT_GRADIENT}
+PARTS = [dict(list(ALL.items())[i::3]) for i in range(3)]
 
 
-@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.exhaustive), True])
-@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.exhaustive), AxisType.Explicit])
-@pytest.mark.parametrize("sharded_axis", ["batch", "channels"])
-@pytest.mark.parametrize("name", [*FUNCTIONS, *WITHOUT_GRADIENT])
-def test_every_function_keeps_batch_and_channels_sharded(name, sharded_axis, kind, jitted, xs):
-    function, spec = {**FUNCTIONS, **WITHOUT_GRADIENT}[name], P("d")
-    if sharded_axis == "batch":
-        function, x = jax.vmap(function), xs
-    else:
-        x, spec = xs[0], P(None, None, "d")
-    gradient = jax.grad(lambda x: (function(x) ** 2).sum())
-    of_mesh = mesh(kind, 2)
-    with jax.set_mesh(of_mesh):
-        sharded = jax.device_put(x, NamedSharding(of_mesh, spec))
-        for f in (function, gradient) if name in FUNCTIONS else (function,):
-            actual = (jax.jit(f) if jitted else f)(sharded)
-            np.testing.assert_array_equal(actual, np.asarray(f(np.asarray(x))))
+@pytest.mark.parametrize("functions", PARTS, ids=[", ".join(part) for part in PARTS])
+def test_every_function_keeps_batch_and_channels_sharded(functions):
+    """Over an Explicit mesh of 2 devices, in one program for several functions; an Auto mesh has the same results."""
+    all_of_them = jax.jit(lambda x: {name: f(x) for name, f in functions.items()})
+    of_batch = jax.jit(jax.vmap(all_of_them))
+    expected = of_batch(XS)
+    of_first = jax.tree.map(lambda leaf: leaf[0], expected)
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        with jax.set_mesh(mesh(kind)):
+            batch = of_batch(place(XS, mesh(kind), "d"))
+            jax.tree.map(np.testing.assert_array_equal, batch, expected)
             if kind == AxisType.Explicit:
-                sharded_along = [i for i, along in enumerate(jax.typeof(actual).sharding.spec) if along == "d"]
-                assert sharded_along == [0 if sharded_axis == "batch" else actual.ndim - 1]
+                channels = all_of_them(place(XS[0], mesh(kind), None, None, "d"))
+                jax.tree.map(np.testing.assert_array_equal, channels, of_first)
+                assert {along_mesh(leaf) for leaf in jax.tree.leaves(batch)} == {(0,)}
+                assert {along_mesh(leaf) == (leaf.ndim - 1,) for leaf in jax.tree.leaves(channels)} == {True}
+
+
+def along_mesh(array):
+    """The axes of an array that are split."""
+    return tuple(i for i, along in enumerate(jax.typeof(array).sharding.spec) if along == "d")
+
+
+def test_every_function_works_outside_of_jit_on_an_explicit_mesh():
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        batch = place(XS, mesh(AxisType.Explicit), "d")
+        for name in ("max_pool", "max_unpool"):
+            values, gradients = value_and_gradient(jax.vmap(FUNCTIONS[name]))(batch)
+            assert along_mesh(values) == along_mesh(gradients) == (0,)
+
+
+# --- what an Explicit mesh refuses, and what not ---
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "argmax"])
-@pytest.mark.parametrize("spec", [P("d"), P(None, "d")])
-def test_a_spatial_axis_sharded_over_an_explicit_mesh_is_refused_with_the_way_out(name, spec):
-    function = {**FUNCTIONS, **WITHOUT_GRADIENT}[name]
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 9, (8, 8, 2)), jnp.float32)
-    explicit_mesh = mesh(AxisType.Explicit, 2)
+def test_a_spatial_axis_sharded_over_an_explicit_mesh_is_refused_with_the_way_out(name):
+    function, explicit_mesh = {**FUNCTIONS, **WITHOUT_GRADIENT}[name], mesh(AxisType.Explicit)
+    text = r"x must be whole on each device along spatial axes.*Collect it first, jax.sharding.reshard\(x, jax.P\("
     with jax.set_mesh(explicit_mesh):
-        sharded = jax.device_put(x, NamedSharding(explicit_mesh, spec))
-        text = r"x must be whole on each device along spatial axes.*Collect it first, jax.sharding.reshard\(x, jax.P\("
-        for f in (function, jax.grad(lambda x: function(x).sum())):
-            with pytest.raises(ValueError, match=text):
-                f(sharded)
-        np.testing.assert_array_equal(function(jax.sharding.reshard(sharded, P(None, None, None))), function(x))
+        for spec in (("d",), (None, "d")):
+            sharded = place(XS[0, :6], explicit_mesh, *spec)
+            for f in (function, jax.grad(lambda x: function(x).sum())):
+                with pytest.raises(ValueError, match=text):
+                    f(sharded)
 
 
-def test_an_axis_that_is_not_pooled_may_be_sharded_over_an_explicit_mesh(xs):
-    explicit_mesh = mesh(AxisType.Explicit, 2)
-    pool = partial(jpool.max_pool, window_shape=(1, 3), strides=(1, 2))
+def test_the_way_out_and_an_axis_that_is_not_pooled():
+    pool, x = partial(jpool.max_pool, window_shape=(1, 3), strides=(1, 2)), XS[0, :6]
+    expected = pool(x)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        actual = pool(place(x, mesh(AxisType.Explicit), "d"))
+        collected = jax.sharding.reshard(place(x, mesh(AxisType.Explicit), None, "d"), P(None, None, None))
+        np.testing.assert_array_equal(pool(collected), expected)
+    assert along_mesh(actual) == (0,)
+    np.testing.assert_array_equal(actual, expected)
+
+
+VALUES, ARGMAX = jax.device_get(jax.jit(lambda x: jpool.max_pool_with_argmax(x, **SAME))(XS[0]))
+EACH_AXES = {"values": (0, None), "argmax": (None, 0), "both": (0, 0)}
+
+
+@pytest.mark.parametrize("sharded_argument", EACH_AXES)
+def test_unpooling_of_values_and_argmax_sharded_differently(sharded_argument):
+    unpool = jax.jit(lambda values, argmax: jpool.max_unpool(values, argmax, (7, 8)))
+    of_batch, explicit_mesh = jax.jit(jax.vmap(unpool, EACH_AXES[sharded_argument])), mesh(AxisType.Explicit)
+    named = {"values": VALUES, "argmax": ARGMAX}
+    is_sharded = {name: sharded_argument in (name, "both") for name in named}
+    batch = [np.stack([a, a[::-1]]) if is_sharded[name] else a for name, a in named.items()]
+    expected, expected_batch = unpool(VALUES, ARGMAX), of_batch(*batch)
     with jax.set_mesh(explicit_mesh):
-        actual = pool(jax.device_put(xs[0, :8], NamedSharding(explicit_mesh, P("d"))))
-    assert actual.sharding.spec[0] == "d"
-    np.testing.assert_array_equal(actual, pool(xs[0, :8]))
-
-
-@pytest.mark.parametrize("sharded_argument", ["values", "argmax", "both"])
-def test_unpooling_of_values_and_argmax_sharded_differently(sharded_argument, xs):
-    values, argmax = jpool.max_pool_with_argmax(xs[0], **SAME)
-    of_batch = [jnp.stack([array, array[::-1]]) for array in (values, argmax)]
-    unpool = lambda values, argmax: jpool.max_unpool(values, argmax, (9, 10))  # noqa: E731
-    explicit_mesh = mesh(AxisType.Explicit, 2)
-
-    def on_mesh(array, spec, name):
-        return jax.device_put(array, NamedSharding(explicit_mesh, spec if sharded_argument in (name, "both") else P()))
-
-    with jax.set_mesh(explicit_mesh):
-        channels = [on_mesh(a, P(None, None, "d"), n) for a, n in ((values, "values"), (argmax, "argmax"))]
-        np.testing.assert_array_equal(unpool(*channels), unpool(values, argmax))
-        each_axes = {"values": (0, None), "argmax": (None, 0), "both": (0, 0)}[sharded_argument]
-        arrays = [
-            both if axis == 0 else one for both, one, axis in zip(of_batch, (values, argmax), each_axes, strict=True)
+        channels = [
+            place(a, explicit_mesh, *((None, None, "d") if is_sharded[name] else ())) for name, a in named.items()
         ]
-        expected = jax.vmap(unpool, each_axes)(*arrays)
-        batch = [on_mesh(array, P("d"), n) for array, n in zip(arrays, ("values", "argmax"), strict=True)]
-        actual = jax.vmap(unpool, each_axes)(*batch)
-        assert jax.typeof(actual).sharding.spec[0] == "d"
-        np.testing.assert_array_equal(actual, expected)
+        np.testing.assert_array_equal(unpool(*channels), expected)
+        placed = [
+            place(a, explicit_mesh, *(("d",) if is_sharded[name] else ())) for name, a in zip(named, batch, strict=True)
+        ]
+        actual = of_batch(*placed)
+        assert along_mesh(actual) == (0,)
+        np.testing.assert_array_equal(actual, expected_batch)
 
 
-def test_inside_shard_map_arrays_that_differ_between_devices_are_marked_varying(xs):
-    shard_map = partial(jax.shard_map, mesh=mesh(AxisType.Auto))
+def test_inside_shard_map_arrays_that_differ_between_devices_are_marked_varying():
+    shard_map = partial(jax.shard_map, mesh=mesh(AxisType.Auto, 4))
     with pytest.raises(ValueError, match="out_specs"):  # argmax differs between devices
-        shard_map(lambda x: jpool.max_pool_with_argmax(x[0], **SAME)[1], in_specs=P("d"), out_specs=P())(xs)
-    values, argmax = jax.vmap(lambda x: jpool.max_pool_with_argmax(x, **SAME))(xs)
-
-    def loss(values, argmax):
-        return (jpool.max_unpool(values, argmax, (9, 10), **SAME) ** 2).sum()
-
+        shard_map(lambda x: argmax(x[0]), in_specs=P("d"), out_specs=P())(XS)
+    loss = lambda values, argmax: (jpool.max_unpool(values, argmax, (7, 8), **SAME) ** 2).sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))
+    argmaxes = np.stack([ARGMAX, np.where(ARGMAX > 9, -1, ARGMAX)] * 2)
     # The gradient of values that every device has is the sum over devices.
-    gradient = shard_map(lambda a, v: jax.grad(loss)(v, a[0]), in_specs=(P("d"), P()), out_specs=P())(argmax, values[0])
-    np.testing.assert_array_equal(gradient, sum(jax.grad(loss)(values[0], indices) for indices in argmax))
+    summed = shard_map(lambda a, v: jax.grad(loss)(v, a[0]), in_specs=(P("d"), P()), out_specs=P())(argmaxes, VALUES)
+    np.testing.assert_array_equal(summed, sum(gradient(VALUES, indices) for indices in argmaxes))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_with_jit_disabled_and_infinities_forbidden(name, xs):
+# --- without jit ---
+
+
+@pytest.mark.parametrize("name", ["max_pool", "many windows", "global_max_pool", "max_unpool with the geometry"])
+def test_gradients_with_jit_disabled_and_infinities_forbidden(name):
     """No infinity is made eagerly: the value of padding is -inf."""
-    gradient = jax.vmap(jax.grad(lambda x: FUNCTIONS[name](x).sum()))
-    expected = gradient(xs)
+    gradient = jax.grad(lambda x: FUNCTIONS[name](x).sum())
+    expected = jax.jit(gradient)(XS[0])
     with jax.disable_jit(), jax.debug_infs(True):
-        np.testing.assert_array_equal(gradient(xs), expected)
-
-
-@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
-def test_unpooling_with_a_concrete_argmax_inside_jit(xs, as_array):
-    values, argmax = jpool.max_pool_with_argmax(xs[0], **SAME)
-    concrete, reversed_ = as_array(argmax), as_array(argmax[::-1])
-    unpooled = jax.jit(lambda values: jpool.max_unpool(values, concrete, (9, 10), **SAME))(values)
-    np.testing.assert_array_equal(unpooled, jpool.max_unpool(values, argmax, (9, 10)))
-    with pytest.raises(ValueError, match="argmax must hold indices inside their windows"):
-        jax.jit(lambda values: jpool.max_unpool(values, reversed_, (9, 10), **SAME))(values)
-
-
-def test_two_exports_with_symbolic_batches_in_one_process(xs):
-    for _ in range(2):
-        (batch,) = export.symbolic_shape("batch")
-        gradient = jax.jit(jax.vmap(jax.grad(lambda x: jpool.max_pool(x, **SAME).sum())))
-        program = export.export(gradient)(jax.ShapeDtypeStruct((batch, *xs.shape[1:]), np.float32))
-        np.testing.assert_array_equal(program.call(xs), gradient(xs))
+        np.testing.assert_array_equal(gradient(XS[0]), expected)

@@ -1,6 +1,5 @@
-"""One short test per transformation of JAX, and tests of the compiled programs."""
+"""Every transformation of JAX, one short test each; and all derivatives, with forward_mode=True as well."""
 
-import re
 from functools import partial
 
 import jax
@@ -8,232 +7,229 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared import oracle
-from shared.cases import mostly_exhaustive
-from shared.programs import FORBIDDEN, compiled_instructions, lowered_instructions
 
 import jpool
 
-pool = partial(jpool.max_pool, window_shape=(3, 2), strides=2, padding=1)
-
-
-@pytest.fixture
-def x():
-    return jnp.asarray(np.random.default_rng(0).permutation(7 * 6 * 2).reshape(7, 6, 2), jnp.float32)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+inf = np.inf
+ARGUMENTS = {"window_shape": (3, 2), "strides": 2, "padding": 1}
+pool = partial(jpool.max_pool, **ARGUMENTS)
+X = np.random.default_rng(0).permutation(7 * 6 * 2).reshape(7, 6, 2).astype(np.float32)
+EXAMPLES = [X, -X, X[::-1]]
 
 
 def loss(x):
     return (pool(x) ** 2).sum()
 
 
-def expected_gradient(x):
-    values, winners = oracle.max_pool(np.asarray(x), (3, 2), 2, 1)
-    return oracle.route(x.shape, winners, 2 * values)
+def derivatives_of_loss(x):
+    """The gradient, 2 * value at each winner, and the diagonal of the Hessian, 2 for each window that an element wins."""
+    values, winners = oracle.pool(x, oracle.windows(x, **ARGUMENTS))
+    return oracle.share(x.shape, winners, 2 * values), oracle.share(x.shape, winners, np.full(values.shape, 2))
 
 
-def test_jit(x):
-    np.testing.assert_array_equal(jax.jit(pool)(x), pool(x))
-    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x), expected_gradient(x))
+POOLED, GRADIENTS = ([of_each(x) for x in EXAMPLES] for of_each in (
+    lambda x: oracle.pool(x, oracle.windows(x, **ARGUMENTS))[0], lambda x: derivatives_of_loss(x)[0]
+))  # fmt: skip
 
 
-def test_grad_of_jit(x):
-    np.testing.assert_array_equal(jax.grad(jax.jit(loss))(x), expected_gradient(x))
+def test_jit_and_grad_of_jit():
+    np.testing.assert_array_equal(jax.jit(pool)(X), POOLED[0], strict=True)
+    np.testing.assert_array_equal(jax.grad(jax.jit(loss))(X), GRADIENTS[0])
 
 
 @pytest.mark.parametrize(("in_axes", "out_axes"), [(0, 0), (1, 2), (-1, -1), (3, 0)])
-def test_vmap_over_any_axis(x, in_axes, out_axes):
-    batch = jnp.stack([x, -x, x[::-1]], in_axes)
-    expected = jnp.stack([pool(x), pool(-x), pool(x[::-1])], out_axes)
-    np.testing.assert_array_equal(jax.vmap(pool, in_axes, out_axes)(batch), expected)
-    gradients = jax.vmap(jax.grad(loss), in_axes)(batch)
-    np.testing.assert_array_equal(gradients, [expected_gradient(example) for example in (x, -x, x[::-1])])
+def test_vmap_over_any_axis(in_axes, out_axes):
+    batch = np.stack(EXAMPLES, in_axes)
+    both = lambda x: (pool(x), jax.grad(loss)(x))  # noqa: E731
+    pooled, gradients = jax.jit(jax.vmap(both, in_axes, (out_axes, 0)))(batch)
+    np.testing.assert_array_equal(pooled, np.stack(POOLED, out_axes))
+    np.testing.assert_array_equal(gradients, GRADIENTS)
 
 
-def test_vmap_of_vmap_and_grad_of_vmap(x):
-    batch = jnp.stack([jnp.stack([x, -x]), jnp.stack([x + 1, x[:, ::-1]])])
-    gradient = jax.grad(lambda batch: jax.vmap(jax.vmap(loss))(batch).sum())(batch)
-    np.testing.assert_array_equal(gradient, [[expected_gradient(example) for example in row] for row in batch])
+def test_vmap_of_vmap_and_grad_of_vmap():
+    batch = np.stack([np.stack([X, -X]), np.stack([X[::-1], X])])
+    gradient = jax.jit(jax.grad(lambda batch: jax.vmap(jax.vmap(loss))(batch).sum()))(batch)
+    np.testing.assert_array_equal(gradient, [GRADIENTS[:2], [GRADIENTS[2], GRADIENTS[0]]])
 
 
-def test_an_empty_batch(x):
-    empty = jnp.zeros((0, *x.shape))
-    assert jax.vmap(pool)(empty).shape == (0, *pool(x).shape)
-    assert jax.vmap(jax.grad(loss))(empty).shape == empty.shape
-    assert jax.jit(jax.grad(lambda batch: jax.vmap(loss)(batch).sum()))(empty).shape == empty.shape
+def test_an_empty_batch():
+    empty = np.zeros((0, *X.shape), np.float32)
+    both = jax.jit(jax.vmap(lambda x: (pool(x), jax.grad(loss)(x))))
+    assert [result.shape for result in both(empty)] == [(0, *POOLED[0].shape), empty.shape]
 
 
-def test_scan(x):
-    _, gradients = jax.lax.scan(lambda carry, example: (carry, jax.grad(loss)(example)), 0, jnp.stack([x, -x]))
-    np.testing.assert_array_equal(gradients, [expected_gradient(x), expected_gradient(-x)])
-    total = jax.grad(lambda x: jax.lax.scan(lambda sum_, sign: (sum_ + loss(sign * x), 0), 0.0, jnp.ones(3))[0])(x)
-    np.testing.assert_array_equal(total, 3 * expected_gradient(x))
+def test_loops_and_branches():
+    @jax.jit
+    def all_of_them(xs, yes):
+        _, of_each = jax.lax.scan(lambda carry, x: (carry, jax.grad(loss)(x)), 0, xs)
+        sum_of_three = lambda x: jax.lax.scan(lambda total, _: (total + loss(x), 0), 0.0, None, length=3)[0]  # noqa: E731
+        either = jax.grad(lambda x: jax.lax.cond(yes, loss, lambda x: 0 * x.sum(), x))
+        same = partial(jpool.max_pool, window_shape=(3, 3), padding="SAME")
+        repeated = jax.lax.fori_loop(0, 3, lambda _, x: same(x), xs[0])
+        return of_each, jax.grad(sum_of_three)(xs[0]), either(xs[0]), jax.grad(jax.checkpoint(loss))(xs[0]), repeated
+
+    of_each, total, either, rematerialised, repeated = all_of_them(np.stack(EXAMPLES), True)
+    np.testing.assert_array_equal(of_each, GRADIENTS)
+    np.testing.assert_array_equal(total, 3 * GRADIENTS[0])
+    np.testing.assert_array_equal(either, GRADIENTS[0])
+    np.testing.assert_array_equal(rematerialised, GRADIENTS[0])
+    np.testing.assert_array_equal(repeated, oracle.pool(X, oracle.windows(X, (7, 7), padding="SAME"))[0])
+    assert not all_of_them(np.stack(EXAMPLES), False)[2].any()
 
 
-def test_cond(x):
-    either = jax.grad(lambda x, yes: jax.lax.cond(yes, loss, lambda x: 0 * x.sum(), x))
-    np.testing.assert_array_equal(either(x, True), expected_gradient(x))
-    np.testing.assert_array_equal(jax.jit(either)(x, False), np.zeros(x.shape))
+def test_outside_of_jit_remat_scan_and_cond_have_derivatives_too():
+    remat = jax.checkpoint(partial(pool, forward_mode=True))
+    np.testing.assert_array_equal(jax.grad(lambda x: (remat(x) ** 2).sum())(X), GRADIENTS[0])
 
 
-def test_fori_loop(x):
-    thrice = jax.lax.fori_loop(0, 3, lambda _, x: jpool.max_pool(x, (3, 3), padding="SAME"), x)
-    np.testing.assert_array_equal(thrice, oracle.max_pool(x, (7, 7), padding="SAME")[0])
+# --- second derivatives, without forward mode ---
 
 
-def test_remat(x):
-    np.testing.assert_array_equal(jax.grad(jax.checkpoint(loss))(x), expected_gradient(x))
-    np.testing.assert_array_equal(jax.jit(jax.grad(jax.checkpoint(loss)))(x), expected_gradient(x))
+@pytest.mark.parametrize("twice", [jax.hessian, lambda f: jax.jacrev(jax.grad(f))])
+def test_second_derivatives(twice):
+    second = jax.jit(jax.vmap(twice(loss)))
+    for xs in (np.stack(EXAMPLES), np.stack(EXAMPLES) % 3):  # without and with ties
+        for actual, x in zip(second(xs), xs, strict=True):
+            np.testing.assert_array_equal(
+                np.asarray(actual).reshape(84, 84), np.diag(derivatives_of_loss(x)[1].ravel())
+            )
 
 
-def second_derivative(x):
-    """The Hessian of loss: on its diagonal, 2 for each window that the element wins."""
-    _, winners = oracle.max_pool(np.asarray(x), (3, 2), 2, 1)
-    wins = oracle.route(x.shape, winners, np.ones(winners.shape))
-    return np.diag(2 * wins.ravel()).reshape(*x.shape, *x.shape)
-
-
-@pytest.mark.parametrize("twice", [jax.hessian, lambda f: jax.jacrev(jax.grad(f)), lambda f: jax.jit(jax.hessian(f))])
-@pytest.mark.parametrize("content", ["distinct", "tied", "lowest"])
-def test_second_derivatives(x, twice, content):
-    x = {"distinct": x, "tied": x % 3, "lowest": jnp.full_like(x, -jnp.inf)}[content][:4, :3]
-    if content == "lowest":  # the square of infinity has none, so take a function that is linear in the values
-        ct = jnp.asarray(np.random.default_rng(0).integers(1, 9, pool(x).shape), jnp.float32)
-        derivative = twice(lambda s: (jnp.where(jnp.isinf(y := pool(s)), 0.0, y) * ct).sum())(x)
-        np.testing.assert_array_equal(derivative, np.zeros(x.shape * 2))
-    else:
-        np.testing.assert_array_equal(twice(loss)(x), second_derivative(x))
-
-
-@pytest.mark.parametrize("dtype", mostly_exhaustive(["float16", "bfloat16", "float64"], ["bfloat16"]))
-@pytest.mark.parametrize("arguments", [{"window_shape": (2, 2), "padding": 1}, {"window_shape": (3, 4), "strides": 2}])
-def test_second_derivatives_of_every_float_dtype(dtype, arguments):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_second_derivatives_of_every_float_dtype(dtype):
     with jax.enable_x64(dtype == "float64"):
-        pooled = partial(jpool.max_pool, **arguments)
-        x = jnp.asarray(np.random.default_rng(0).permutation(30).reshape(5, 6, 1), jnp.dtype(dtype))
-        hessian = jax.hessian(lambda x: (pooled(x) ** 2).sum() / 2)(x).reshape(30, 30)
-        _, winners = oracle.max_pool(np.asarray(x, np.float64), **arguments)
-        wins = oracle.route(x.shape, winners, np.ones(winners.shape))
-        assert hessian.dtype == dtype
-        np.testing.assert_array_equal(np.asarray(hessian, np.float64), np.diag(wins.ravel()))
+        x = X.astype(jnp.dtype(dtype))[:4, :3]
+        curvature = jax.jit(jax.grad(lambda x: jax.grad(loss)(x).sum()))(x)
+        assert curvature.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(curvature, np.float64), derivatives_of_loss(X[:4, :3])[1])
 
 
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 def test_the_derivative_of_the_forward_rule_follows_the_winners(outer):
     """The tangent of a value is its winner's, at -inf beside padding, too."""
-    x = jnp.full((3,), -jnp.inf)
-
-    def gradient(x):  # of sum(values * scale) with respect to scale
-        values, _ = jax.vjp(lambda x: jpool.max_pool(x, (3,), padding=1, channel_axis=None), x)
-        return values
-
-    np.testing.assert_array_equal(outer(gradient)(x), [[1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    x = np.full(3, -inf, np.float32)
+    values = lambda x: jax.vjp(lambda x: jpool.max_pool(x, (3,), padding=1, channel_axis=None), x)[0]  # noqa: E731
+    np.testing.assert_array_equal(jax.jit(outer(values))(x), [[1, 0, 0], [1, 0, 0], [0, 1, 0]])
 
 
-def test_grad_of_grad_under_vmap_and_jit(x):
-    batch = jnp.stack([x, -x])
-    curvature = jax.jit(jax.vmap(lambda x, v: jax.grad(lambda x: (jax.grad(loss)(x) * v).sum())(x)))
-    v = jnp.ones_like(batch)
-    expected = [second_derivative(example).reshape(x.size, x.size).sum(0).reshape(x.shape) for example in batch]
-    np.testing.assert_array_equal(curvature(batch, v), expected)
+def test_grad_of_grad_under_vmap():
+    curvature = jax.jit(jax.vmap(jax.grad(lambda x: jax.grad(loss)(x).sum())))
+    np.testing.assert_array_equal(curvature(np.stack(EXAMPLES)), [derivatives_of_loss(x)[1] for x in EXAMPLES])
 
 
-# --- compiled programs ---
+# --- forward mode, for every function with this argument ---
 
-SHAPES = {
-    "2x2/2": ((8, 8, 3), {"window_shape": (2, 2), "strides": 2}),
-    "3x3/2 pad 1": ((9, 9, 3), {"window_shape": (3, 3), "strides": 2, "padding": 1}),
-    "5x5 SAME": ((12, 12, 3), {"window_shape": (5, 5), "padding": "SAME"}),
-    "31 dilated": ((99, 3), {"window_shape": (31,), "window_dilation": 2, "padding": 9}),
-    "2x2x2/2": ((4, 4, 4, 3), {"window_shape": (2, 2, 2), "strides": 2}),
+POOLS = {
+    "max_pool": (pool, (5, 4, 2)),
+    "min_pool": (partial(jpool.min_pool, window_shape=(2, 5), padding="SAME", ties="last"), (5, 6, 1)),
+    "split": (partial(jpool.max_pool, window_shape=(4, 4), strides=3, ties="split"), (7, 7, 1)),
+    "with_argmax": (lambda x, **mode: jpool.max_pool_with_argmax(x, (2, 2), **mode)[0], (5, 5, 1)),
+    "adaptive_max_pool": (partial(jpool.adaptive_max_pool, output_shape=(3, 4)), (5, 6, 2)),
+    "adaptive_with_argmax": (lambda x, **mode: jpool.adaptive_max_pool_with_argmax(x, (3, 4), **mode)[0], (5, 6, 1)),
+    "global_max_pool": (jpool.global_max_pool, (5, 4, 2)),
 }
+ALL_COMBINATIONS = {"max_pool", "split", "adaptive_max_pool"}
 
 
-def both_passes(arguments):
-    def both(x, ct):
-        values, backward = jax.vjp(jax.vmap(partial(jpool.max_pool, **arguments)), x)
-        return values, backward(ct)[0]
-
-    return both
-
-
-def shaped(name, dtype=jnp.float32):
-    shape, arguments = SHAPES[name]
-    x = jax.ShapeDtypeStruct((4, *shape), dtype)
-    return both_passes(arguments), x, jax.eval_shape(jax.vmap(partial(jpool.max_pool, **arguments)), x)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_compiled_program_has_no_scatter_and_no_loop(name):
-    instructions = compiled_instructions(*shaped(name))
-    assert {"compare", "select"} <= instructions
-    assert not instructions & FORBIDDEN
-
-
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_lowered_program_has_no_scatter_and_no_loop(name, platform):
-    instructions = lowered_instructions(platform, *shaped(name))
-    assert {"compare", "select"} <= instructions
-    assert not instructions & FORBIDDEN
-
-
-@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 pad 1"])
-def test_a_forward_pass_without_gradient_writes_no_winners(name):
-    _, arguments = SHAPES[name]
-    _, x, _ = shaped(name)
-    program = jax.jit(jax.vmap(partial(jpool.max_pool, **arguments))).lower(x).compile().as_text()
-    assert " u8[" not in program
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="tests a loop of XLA:CPU")
-def test_values_and_winners_are_written_in_one_pass_over_x():
-    both, x, ct = shaped("2x2/2")
-    program = jax.jit(both).lower(x, ct).compile().as_text()
-    entry = program[program.index("\nENTRY") :]
-    (fusion_of_x,) = re.findall(r"%([\w.]+) = [^=]*fusion\(%x[\w.]*\)", entry)
-    assert re.search(rf"%{re.escape(fusion_of_x)} = \(f32\[[^)]*u8\[", entry)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_x_is_not_copied_for_padding_or_for_conversion(dtype):
-    arguments = {"window_shape": (3, 3), "strides": 2, "padding": 1}
-    x = jax.ShapeDtypeStruct((2, 32, 32, 16), jnp.dtype(dtype))
-    ct = jax.eval_shape(jax.vmap(partial(jpool.max_pool, **arguments)), x)
-    memory = jax.jit(both_passes(arguments)).lower(x, ct).compile().memory_analysis()
-    # Nothing else as large is copied, either; but 16-bit cotangents are converted, because they add up in float32.
-    assert memory.temp_size_in_bytes < x.size * x.dtype.itemsize * (0.5 if dtype == "float32" else 1)
-
-
-def test_a_derivative_outside_jit_compiles_two_programs(x, caplog):
-    with jax.log_compiles(True):
-        _, backward = jax.vjp(partial(jpool.max_pool, window_shape=(2, 3), padding="SAME"), x)
-        backward(x)
-    assert len([record for record in caplog.messages if record.startswith("Finished XLA compilation")]) == 2
-
-
-def test_the_programs_of_lax_have_forbidden_instructions():
-    def gradient(x):
-        pooled = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2, 2), (1, 1), "VALID")  # noqa: E731
-        return jax.grad(lambda x: pooled(x).sum())(x)
-
-    x = jax.ShapeDtypeStruct((6, 6), jnp.float32)
-    assert compiled_instructions(gradient, x) & FORBIDDEN
-    assert lowered_instructions("cuda", gradient, x) & FORBIDDEN
-
-
-def test_one_compilation_per_geometry_and_shape():
-    traces = []
+@pytest.mark.parametrize("name", POOLS)
+def test_every_combination_of_forward_and_reverse_mode(name):
+    """Jacobians, tangents and second derivatives are those of the default's reverse mode."""
+    function, shape = POOLS[name]
+    forward, default = partial(function, forward_mode=True), partial(function, forward_mode=False)
+    x = np.random.default_rng(0).integers(0, 5, shape).astype(np.float32)
+    xs, t = (
+        np.stack([x, -x]),
+        720720 * (np.arange(x.size, dtype=np.float32) % 7).reshape(shape),
+    )  # means are whole numbers
+    cube = lambda x: (forward(x) ** 3).sum()  # noqa: E731
+    orders = [(a, b) for a in (jax.jacfwd, jax.jacrev) for b in (jax.jacfwd, jax.jacrev)]
+    orders = orders if name in ALL_COMBINATIONS else orders[:1]
 
     @jax.jit
-    def both(x):
-        traces.append(x.shape)
-        return jax.grad(lambda x: jpool.max_pool(x, (2, 2), padding=((1, 0), 0)).sum())(x)
+    def everything(xs, t):
+        x, tangent = xs[0], lambda x, t: jax.jvp(forward, (x,), (t,))[1]
+        jacobians = jax.jacrev(default)(x), jax.jacrev(forward)(x), jax.jacfwd(forward)(x)
+        linear = jax.linearize(forward, x)[1]
+        batched = jax.jvp(jax.vmap(forward), (xs,), (jnp.stack([t, t]),))[1]
+        tangents = tangent(x, t), linear(t), batched[0], jax.vmap(tangent, (None, 0))(x, t[None])[0]
+        hessian = jax.hessian(lambda x: (default(x) ** 3).sum())(x)
+        return jacobians, tangents, hessian, [outer(inner(cube))(x) for outer, inner in orders]
 
-    for _ in range(3):
-        both(jnp.zeros((5, 5, 1)))
-    assert len(traces) == 1
-    from jpool.pooling.derivative.vjp import pool as jitted
+    (jacobian, *jacobians), tangents, hessian, hessians = jax.device_get(everything(xs, t))
+    assert np.abs(jacobian).sum() > 0
+    for other in jacobians:
+        np.testing.assert_array_equal(other, jacobian)
+    for tangent in tangents:
+        expected = jacobian.reshape(-1, x.size).astype(np.float64) @ t.ravel()
+        np.testing.assert_allclose(tangent.ravel(), expected, rtol=1e-6 if name == "split" else 0)  # a third is rounded
+    for other in hessians:
+        np.testing.assert_allclose(other, hessian, rtol=1e-6)
 
-    before = jitted._cache_size()
-    for padding in (0, "VALID", ((0, 0), (0, 0)), np.int64(0)):  # four ways to write one geometry
-        jpool.max_pool(jnp.zeros((5, 9, 1)), (2, 2), padding=padding)
-    assert jitted._cache_size() == before + 1
+
+@pytest.mark.parametrize("name", ["max_pool", "adaptive_max_pool"])
+def test_the_residual_of_forward_mode_is_as_large_as_the_defaults(name):
+    function, shape = POOLS[name]
+    saved = {}
+    for mode in (False, True):
+        for wrapped in (partial(function, forward_mode=mode), jax.jit(partial(function, forward_mode=mode))):
+            _, backward = jax.vjp(wrapped, np.zeros(shape, np.float32))
+            saved[mode, wrapped] = sum(leaf.nbytes for leaf in jax.tree.leaves(backward) if hasattr(leaf, "nbytes"))
+    assert len(set(saved.values())) == 1
+    assert 0 not in saved.values()
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_the_default_refuses_forward_mode_and_the_argument_is_checked(name):
+    function, shape = POOLS[name]
+    x = np.zeros(shape, np.float32)
+    for forward in (lambda: jax.jvp(function, (x,), (x,)), lambda: jax.jacrev(jax.jacfwd(function))(x)):
+        with pytest.raises(TypeError, match="forward-mode"):
+            forward()
+    for value in (1, None, "yes"):
+        with pytest.raises(TypeError, match=rf"\w+: forward_mode must be True or False; got {value!r} of type"):
+            function(x, forward_mode=value)
+
+
+def test_the_docstring_says_how_to_allow_forward_mode():
+    for word in ("jax.jvp", "jax.jacfwd", "jax.linearize", "forward_mode=True"):
+        assert word in jpool.max_pool.__doc__
+
+
+def test_tangents_of_elements_that_do_not_win_are_ignored_even_if_infinite():
+    forward = partial(jpool.max_pool, window_shape=(2,), channel_axis=None, forward_mode=True)
+    x, t = np.array([[1, 2, 0], [inf, 5, np.nan]], np.float32)
+    assert jax.jvp(forward, (x,), (t,))[1].tolist() == [5, 5]
+
+
+def test_the_tangent_of_an_infinite_window_is_that_of_its_first_real_element():
+    forward = partial(jpool.max_pool, window_shape=(3, 3), padding="SAME", channel_axis=None, forward_mode=True)
+    x, t = np.full((3, 3), -inf, np.float32), np.arange(9, dtype=np.float32).reshape(3, 3)
+    np.testing.assert_array_equal(jax.jvp(forward, (x,), (t,))[1], [[0, 0, 1], [0, 0, 1], [3, 3, 4]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float8_e5m2"])
+def test_gradients_and_tangents_of_every_float_dtype(dtype):
+    """With forward mode the gradient is the default's bit for bit."""
+    with jax.enable_x64(dtype == "float64"):
+        x, t = (np.random.default_rng(i).integers(-4, 5, (7, 6, 2)).astype(jnp.dtype(dtype)) for i in range(2))
+
+        @jax.jit
+        def both(x, t):
+            values, tangent = jax.jvp(partial(pool, forward_mode=True), (x,), (t,))
+            modes = (jax.vjp(partial(pool, forward_mode=mode), x)[1](values)[0] for mode in (False, True))
+            return values, tangent, list(modes)
+
+        values, tangent, (default, gradient) = jax.device_get(both(x, t))
+    assert values.dtype == tangent.dtype == gradient.dtype == dtype
+    np.testing.assert_array_equal(default.view("uint8"), gradient.view("uint8"))
+    _, winners = oracle.pool(x.astype(float), oracle.windows(x, **ARGUMENTS))
+    np.testing.assert_array_equal(tangent.astype(float), oracle.gather(winners, t.astype(float)))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_integers_have_no_tangent(dtype):
+    forward = partial(jpool.max_pool, window_shape=(2,), channel_axis=None, forward_mode=True)
+    values, tangent = jax.jvp(forward, ((np.arange(6) % 2).astype(dtype),), (np.zeros(6, jax.dtypes.float0),))
+    assert values.tolist() == [1] * 5
+    assert (tangent.dtype, tangent.shape) == (jax.dtypes.float0, (5,))
