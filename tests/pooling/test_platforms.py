@@ -15,7 +15,6 @@ from shared.cases import CASES, CONTENTS
 from shared.poolings import ARRANGEMENTS, geometry, resolved, winner_numbers
 
 from jpool.pooling import cpu
-from jpool.pooling.cpu import backward, forward
 from jpool.pooling.cpu.runs import MAX_EDGES, reads_in_place, runs, selects_in_place
 from jpool.pooling.derivative import primitives
 from jpool.pooling.integers.geometry import Axis, Geometry, adaptive
@@ -148,18 +147,6 @@ def test_cotangents_of_16_bits_add_up_in_float32_on_every_arrangement():
             expected = np.zeros(2 * window - 1).astype(jnp.bfloat16)
             expected[window - 1] = 256 + window - 1
             np.testing.assert_array_equal(actual, expected, strict=True)
-
-
-@pytest.mark.parametrize("name", ["no_channels_padded", "resnet_stem", "volume"])
-def test_padding_everything_has_the_results_of_reading_in_place(name, monkeypatch):
-    case, pooling, rng = CASES[name], geometry(CASES[name]), np.random.default_rng(len(name))
-    assert selects_in_place(pooling)
-    xs = np.stack([content(rng, case.shape) for content in CONTENTS.values()])
-    ct, t = (whole_numbers(rng, len(xs), *shape) for shape in (pooling.values_shape, case.shape))
-    in_place = on_every_platform(pooling, xs, ct, t, platforms=["cpu"])["cpu"]
-    monkeypatch.setattr(forward, "selects_in_place", lambda *_: False)
-    monkeypatch.setattr(backward, "reads_in_place", lambda axes: False)
-    assert_all_are_equal({1: in_place, 2: on_every_platform(pooling, xs, ct, t, platforms=["cpu"])["cpu"]})
 
 
 def test_a_large_table_that_is_computed_has_the_same_numbers():

@@ -52,7 +52,7 @@ RULES = ("first", "first", "last", "split", "none")
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(poolings(), st.sampled_from(RULES), st.booleans())
 def test_values_gradients_tangents_and_argmax_equal_the_oracle(pooling, ties, minimum):
     x, window, arguments = pooling
@@ -97,7 +97,7 @@ def inside(position, x):
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_adaptive_pooling_equals_the_oracle(data):
     rank = data.draw(st.integers(1, 3))
@@ -116,19 +116,3 @@ def test_adaptive_pooling_equals_the_oracle(data):
     np.testing.assert_array_equal(values, expected, strict=True)
     np.testing.assert_array_equal(gradient, oracle.share(x.shape, winners, ct).astype(np.float32), strict=True)
     np.testing.assert_array_equal(argmax, oracle.flat(winners, x.shape, None), strict=True)
-
-
-@pytest.mark.exhaustive
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_unpooling_adds_each_value_at_its_index(data):
-    rank = data.draw(st.integers(1, 3))
-    shape, sizes = (tuple(data.draw(st.sampled_from([1, 4])) for _ in range(rank)) for _ in range(2))
-    argmax = data.draw(hnp.arrays(np.int32, shape, elements=st.integers(-1, int(np.prod(sizes)) - 1)))
-    values = np.arange(argmax.size, dtype=np.float32).reshape(shape) + 1
-    expected = np.zeros(np.prod(sizes) + 1, np.float32)
-    np.add.at(expected, argmax, values)  # index -1 is the last element, which is dropped
-    unpooled, backward = jax.vjp(lambda v: jpool.max_unpool(v, argmax, sizes, channel_axis=None), values)
-    np.testing.assert_array_equal(unpooled, expected[:-1].reshape(sizes))
-    ct = np.arange(1, unpooled.size + 1, dtype=np.float32)
-    np.testing.assert_array_equal(backward(ct.reshape(sizes))[0], np.append(ct, 0)[argmax])
