@@ -94,25 +94,3 @@ def test_values_gradients_tangents_and_argmax_equal_the_oracle(pooling, ties, mi
 
 def inside(position, x):
     return all(0 <= coordinate < size for coordinate, size in zip(position, x.shape, strict=True))
-
-
-@pytest.mark.exhaustive
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_adaptive_pooling_equals_the_oracle(data):
-    rank = data.draw(st.integers(1, 3))
-    sizes, output = (tuple(data.draw(st.integers(1, 12 // rank)) for _ in range(rank)) for _ in range(2))
-    numbers = st.sampled_from([-np.inf, -1.5, 0.0, 2.0, np.inf, np.nan])
-    x = data.draw(hnp.arrays(np.float32, sizes, elements=numbers))
-    expected, winners = oracle.pool(x, oracle.adaptive_windows(x, output, None))
-    ct = np.arange(expected.size, dtype=np.float32).reshape(expected.shape) - 8
-
-    @jax.jit
-    def all_results(x, ct):
-        values, backward = jax.vjp(lambda x: jpool.adaptive_max_pool(x, output, channel_axis=None), x)
-        return values, backward(ct)[0], jpool.adaptive_max_pool_with_argmax(x, output, channel_axis=None)[1]
-
-    values, gradient, argmax = all_results(x, ct)
-    np.testing.assert_array_equal(values, expected, strict=True)
-    np.testing.assert_array_equal(gradient, oracle.share(x.shape, winners, ct).astype(np.float32), strict=True)
-    np.testing.assert_array_equal(argmax, oracle.flat(winners, x.shape, None), strict=True)

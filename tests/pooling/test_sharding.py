@@ -83,20 +83,26 @@ PARTS = [dict(list(ALL.items())[i::3]) for i in range(3)]
 
 @pytest.mark.parametrize("functions", PARTS, ids=[", ".join(part) for part in PARTS])
 def test_every_function_keeps_batch_and_channels_sharded(functions):
-    """Over an Explicit mesh of 2 devices, in one program for several functions; an Auto mesh has the same results."""
+    """Over an Explicit mesh, in one program for several functions."""
     all_of_them = jax.jit(lambda x: {name: f(x) for name, f in functions.items()})
     of_batch = jax.jit(jax.vmap(all_of_them))
-    expected = of_batch(XS)
-    of_first = jax.tree.map(lambda leaf: leaf[0], expected)
-    for kind in (AxisType.Explicit, AxisType.Auto):
-        with jax.set_mesh(mesh(kind)):
-            batch = of_batch(place(XS, mesh(kind), "d"))
-            jax.tree.map(np.testing.assert_array_equal, batch, expected)
-            if kind == AxisType.Explicit:
-                channels = all_of_them(place(XS[0], mesh(kind), None, None, "d"))
-                jax.tree.map(np.testing.assert_array_equal, channels, of_first)
-                assert {along_mesh(leaf) for leaf in jax.tree.leaves(batch)} == {(0,)}
-                assert {along_mesh(leaf) == (leaf.ndim - 1,) for leaf in jax.tree.leaves(channels)} == {True}
+    expected, explicit_mesh = of_batch(XS), mesh(AxisType.Explicit)
+    with jax.set_mesh(explicit_mesh):
+        batch = of_batch(place(XS, explicit_mesh, "d"))
+        channels = all_of_them(place(XS[0], explicit_mesh, None, None, "d"))
+    for name in functions:
+        compare = partial(np.testing.assert_array_equal, err_msg=name)
+        jax.tree.map(compare, batch[name], expected[name])
+        jax.tree.map(lambda a, e, compare=compare: compare(a, e[0]), channels[name], expected[name])
+    assert {along_mesh(leaf) for leaf in jax.tree.leaves(batch)} == {(0,)}
+    assert all(along_mesh(leaf) == (leaf.ndim - 1,) for leaf in jax.tree.leaves(channels))
+
+
+def test_an_auto_mesh_has_the_same_results():
+    of_batch = jax.jit(jax.vmap(ALL["max_pool"]))
+    sharded = of_batch(place(XS, mesh(AxisType.Auto), "d"))
+    jax.tree.map(np.testing.assert_array_equal, sharded, of_batch(XS))
+    assert {leaf.sharding.spec[0] for leaf in sharded} == {"d"}
 
 
 def along_mesh(array):

@@ -78,11 +78,6 @@ def test_loops_and_branches():
     assert not all_of_them(np.stack(EXAMPLES), False)[2].any()
 
 
-def test_outside_of_jit_remat_scan_and_cond_have_derivatives_too():
-    remat = jax.checkpoint(partial(pool, forward_mode=True))
-    np.testing.assert_array_equal(jax.grad(lambda x: (remat(x) ** 2).sum())(X), GRADIENTS[0])
-
-
 # --- second derivatives, without forward mode ---
 
 
@@ -165,6 +160,17 @@ def test_every_combination_of_forward_and_reverse_mode(name):
         np.testing.assert_allclose(tangent.ravel(), expected, rtol=1e-6 if name == "split" else 0)  # a third is rounded
     for other in hessians:
         np.testing.assert_allclose(other, hessian, rtol=1e-6)
+
+
+def test_forward_mode_passes_through_loops_branches_and_remat():
+    forward = partial(pool, forward_mode=True)
+    wrapped = [
+        jax.checkpoint(forward),
+        lambda x: jax.lax.cond(x[0, 0, 0] >= 0, forward, lambda x: 0 * forward(x), x),
+        lambda x: jax.lax.scan(lambda carry, _: (carry, forward(x)), 0, None, length=2)[1],
+    ]
+    tangents = jax.jit(lambda x: [jax.jvp(f, (x,), (jnp.ones_like(x),))[1] for f in wrapped])(X)
+    assert all((np.asarray(tangent) == 1).all() for tangent in tangents)
 
 
 @pytest.mark.parametrize("name", ["max_pool", "adaptive_max_pool"])

@@ -102,6 +102,10 @@ def test_it_is_linear_and_its_transpose_reads_at_argmax():
     np.testing.assert_array_equal(cubes.reshape(8, 8), jacobian.T @ np.diag(6 * out.ravel()) @ jacobian)
 
 
+def all_by_definition(values, argmax):
+    return [by_definition(v, a, (5, 4)) for v, a in zip(values, argmax, strict=True)]
+
+
 GEOMETRY = {"window_shape": (3, 3), "strides": 2, "padding": 1}
 
 
@@ -127,14 +131,11 @@ def test_every_transformation(geometry):
         )
 
     batch, tangent, of_one_value, of_one_argmax, summed, squares = jax.device_get(everything(values, argmax))
-    of_each = lambda values, argmax: np.stack(
-        [by_definition(v, a, (5, 4)) for v, a in zip(values, argmax, strict=True)]
-    )
-    np.testing.assert_array_equal(batch, of_each(values, argmax))
+    np.testing.assert_array_equal(batch, all_by_definition(values, argmax))
     np.testing.assert_array_equal(tangent, batch)
-    np.testing.assert_array_equal(of_one_value, of_each([values[0]] * 3, argmax))
+    np.testing.assert_array_equal(of_one_value, all_by_definition([values[0]] * 3, argmax))
     if not geometry:  # an index of another example may be outside of its window
-        np.testing.assert_array_equal(of_one_argmax, of_each(values, [argmax[0]] * 3))
+        np.testing.assert_array_equal(of_one_argmax, all_by_definition(values, [argmax[0]] * 3))
     np.testing.assert_array_equal(summed, np.full(values[0].shape, 3))
     read = [np.take_along_axis(o.reshape(20, 2), a.reshape(-1, 2), 0) for o, a in zip(batch, argmax, strict=True)]
     np.testing.assert_array_equal(squares, 2 * np.reshape(read, values.shape))
