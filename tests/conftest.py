@@ -47,16 +47,11 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture(
-    scope="module", params=["cpu", *(pytest.param(p, marks=pytest.mark.exhaustive) for p in ("plain", "optimised"))]
-)
-def arrangement(request):
-    """Runs the tests of a module with the arrangement for CPUs, with the plain algorithm, and compiled as users have it."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    define_platform("cpu", ARRANGEMENTS["plain" if request.param == "plain" else "cpu"])
-    jax.config.update("jax_disable_most_optimizations", request.param != "optimised")  # compiles faster
+@pytest.fixture(scope="module", params=["cpu", pytest.param("plain", marks=pytest.mark.exhaustive)])
+def arrangement(request, compiled_quickly):
+    """Runs the tests of a module with the arrangement for CPUs, and again with the plain algorithm, both on this CPU."""
+    define_platform("cpu", ARRANGEMENTS[request.param])
     jax.clear_caches()  # programs of the other arrangement
     yield request.param
     define_platform("cpu", ARRANGEMENTS["cpu"])
-    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()

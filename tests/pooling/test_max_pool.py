@@ -1,4 +1,7 @@
-"""max_pool: small examples to check by eye, the edge cases of its docstring row by row, dtypes, and its signature."""
+"""max_pool: small examples to check by eye, the edge cases of its docstring row by row, dtypes, and its signature.
+
+Compiled as users compile, with all optimisations of XLA.
+"""
 
 import inspect
 
@@ -11,8 +14,6 @@ from shared import oracle
 from shared.programs import AS_USERS
 
 import jpool
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 inf, nan = np.inf, np.nan
 

@@ -15,7 +15,7 @@ from shared import oracle
 
 import jpool
 
-pytestmark = pytest.mark.usefixtures("arrangement")
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 LONGEST = {1: (60, 24), 2: (11, 10), 3: (5, 4)}  # by number of spatial axes: longest axis, longest window
 
@@ -52,7 +52,7 @@ RULES = ("first", "first", "last", "split", "none")
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(poolings(), st.sampled_from(RULES), st.booleans())
 def test_values_gradients_tangents_and_argmax_equal_the_oracle(pooling, ties, minimum):
     x, window, arguments = pooling

@@ -73,13 +73,6 @@ CASES = {
     "volume_large": Case("three axes, each pooled in steps", (6, 7, 6), (3, 4, 3), {"channel_axis": None, "strides": (1, 2, 1), "padding": 1}),
 }  # fmt: skip
 
-# Tests of every case run these by default; the others are marked as exhaustive.
-QUICK = {
-    "halves", "overlapping", "resnet_stem", "no_channels_padded", "inception", "gaps", "whole", "channels_first",
-    "zero_channels", "volume", "same_lower", "only_padding", "one_window_of_padding", "all_begin_in_padding",
-    "dilated_same", "ceil_low_padding", "ceil_smaller", "five_by_five_strided", "long_only_padding",
-}  # fmt: skip
-
 
 def mostly_exhaustive(values: Iterable[Any], quick: Container[Any]) -> list[Any]:
     """Parameters of a test: all values, of which only the quick ones run without `-m exhaustive`."""
@@ -88,9 +81,6 @@ def mostly_exhaustive(values: Iterable[Any], quick: Container[Any]) -> list[Any]
         value if value in quick else pytest.param(*(value if isinstance(value, tuple) else [value]), marks=marked)
         for value in values
     ]
-
-
-EVERY_CASE = mostly_exhaustive(CASES, QUICK)
 
 
 def distinct(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

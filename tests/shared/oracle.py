@@ -91,25 +91,6 @@ def pool(x, windows, ties="first", minimum=False):
     return values, winners
 
 
-def max_pool(x, *arguments, **options):
-    """Returns the values and, for every output element, the position of its first winner, or None."""
-    x = np.asarray(x)
-    values, winners = pool(x, windows(x, *arguments, **options))
-    first = np.full(values.shape, None, object)
-    for output in np.ndindex(*values.shape):
-        first[output] = winners[output][0] if winners[output] else None
-    return values, first
-
-
-def route(shape, winners, ct):
-    """The gradient: every cotangent is added to the winner of its window. Sums are in float64."""
-    gradient = np.zeros(shape, np.float64)
-    for output in np.ndindex(*winners.shape):
-        if winners[output] is not None:
-            gradient[winners[output]] += ct[output]
-    return gradient
-
-
 def share(shape, winners, ct):
     """The gradient if a window may have several winners: each receives an equal share of its cotangent."""
     gradient = np.zeros(shape, np.float64)
