@@ -108,11 +108,6 @@ def test_the_derivative_of_the_forward_rule_follows_the_winners(outer):
     np.testing.assert_array_equal(jax.jit(outer(values))(x), [[1, 0, 0], [1, 0, 0], [0, 1, 0]])
 
 
-def test_grad_of_grad_under_vmap():
-    curvature = jax.jit(jax.vmap(jax.grad(lambda x: jax.grad(loss)(x).sum())))
-    np.testing.assert_array_equal(curvature(np.stack(EXAMPLES)), [derivatives_of_loss(x)[1] for x in EXAMPLES])
-
-
 # --- forward mode, for every function with this argument ---
 
 POOLS = {

@@ -141,19 +141,6 @@ def test_every_transformation(geometry):
     np.testing.assert_array_equal(squares, 2 * np.reshape(read, values.shape))
 
 
-def test_an_autoencoder_that_pools_and_unpools():
-    def decode(x):
-        return jpool.max_unpool(*jpool.max_pool_with_argmax(x, **GEOMETRY), x.shape[:-1])
-
-    x = np.random.default_rng(0).permutation(40).reshape(5, 4, 2).astype(np.float32)
-    pool = lambda x: jpool.max_pool(x, **GEOMETRY).sum()  # noqa: E731
-    decoded, gradient, wins = jax.jit(lambda x: (decode(x), jax.grad(lambda x: decode(x).sum())(x), jax.grad(pool)(x)))(
-        x
-    )
-    np.testing.assert_array_equal(decoded, x * wins)
-    np.testing.assert_array_equal(gradient, wins)
-
-
 # --- with the geometry ---
 
 
