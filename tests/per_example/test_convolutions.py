@@ -1,6 +1,7 @@
 """Convolutions with channels last: the same functions, read rightly by XLA's partitioner, and fast in loops on a CPU."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,8 @@ import jpool
 from jpool.per_example.convolutions import with_channels_last
 
 RNG = np.random.default_rng(0)
-FAST = {
-    1: "b0f_0io->b0f",
-    2: "b01f_01io->b01f",
-    3: "b012f_012io->b012f",
-}  # channels last, as the fast routine reads them
+# Channels last, as the fast routine reads them.
+FAST = {1: "b0f_0io->b0f", 2: "b01f_01io->b01f", 3: "b012f_012io->b012f"}
 
 
 def whole_numbers(*shape):
@@ -39,25 +37,17 @@ CONVOLUTIONS = {
     "another order": ((6, 3, 2, 5), (4, 3, 2, 3), ("HCNW", "OHWI", "WNHC"), {}),
     "one axis": ((2, 9, 3), (3, 3, 4), ("NWC", "WIO", "NWC"), {"window_strides": (2,)}),
     "three axes": ((1, 2, 4, 4, 4), (3, 2, 2, 2, 2), ("NCDHW", "OIDHW", "NCDHW"), {"window_strides": (1, 2, 1)}),
-    "dilated": (
-        (2, 3, 7, 6),
-        (4, 3, 2, 2),
-        ("NCHW", "OIHW", "NCHW"),
-        {"padding": [(0, 0), (1, 2)], "rhs_dilation": (2, 1), "lhs_dilation": (1, 2)},
-    ),
+    "dilated": ((2, 3, 7, 6), (4, 3, 2, 2), ("NCHW", "OIHW", "NCHW"), {"padding": [(0, 0), (1, 2)], "rhs_dilation": (2, 1), "lhs_dilation": (1, 2)}),
     "groups": ((2, 6, 6, 5), (4, 3, 3, 2), ("NCHW", "OIHW", "NCHW"), {"feature_group_count": 2}),
     "groups of examples": ((4, 3, 6, 5), (4, 3, 3, 2), ("NCHW", "OIHW", "NCHW"), {"batch_group_count": 2}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_rewritten_convolution_is_the_same_function(name):
     x_shape, w_shape, numbers, options = CONVOLUTIONS[name]
     options = {"window_strides": (1,) * (len(x_shape) - 2), "padding": "SAME"} | options
-
-    def convolve(x, w):
-        return lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
-
+    convolve = partial(lax.conv_general_dilated, dimension_numbers=numbers, **options)
     x, w = whole_numbers(*x_shape), whole_numbers(*w_shape)
     in_a_loop = lambda x, w: lax.map(lambda x: with_channels_last(convolve)(x, w), x[None])[0]  # noqa: E731
     program = compiled(in_a_loop, x, w)
@@ -74,15 +64,12 @@ def loss(w, x):
     return jnp.square(convolve(x, w)).sum()
 
 
-@jax.custom_vjp
-def with_a_derivative_of_its_own(x, w):
-    return convolve(x, w)
+def convolve_and_save(x, w):
+    return convolve(x, w), (x, w)
 
 
-with_a_derivative_of_its_own.defvjp(
-    lambda x, w: (convolve(x, w), (x, w)), lambda saved, ct: jax.vjp(convolve, *saved)[1](ct)
-)
-
+with_a_derivative_of_its_own = jax.custom_vjp(lambda x, w: convolve(x, w))
+with_a_derivative_of_its_own.defvjp(convolve_and_save, lambda saved, ct: jax.vjp(convolve, *saved)[1](ct))
 NESTINGS = {
     "jit": jax.jit(convolve),
     "checkpoint": jax.checkpoint(convolve),
@@ -90,14 +77,8 @@ NESTINGS = {
     "scan": lambda x, w: lax.scan(lambda total, w: (total + convolve(x, w), None), jnp.zeros((4, 4, 3)), w[None])[0],
     "custom_vjp": with_a_derivative_of_its_own,
     "vmap": lambda x, w: jax.vmap(convolve, (None, 0))(x, w[None])[0],
-    "another order": lambda x, w: lax.conv_general_dilated(
-        x.transpose(1, 2, 0)[:, None], w.transpose(3, 0, 2, 1), (1, 1), "VALID",
-        dimension_numbers=("WNCH", "OHIW", "HWNC")
-    )[:, :, 0],
-    "groups": lambda x, w: lax.conv_general_dilated(
-        x[None], jnp.tile(w[:, :, :1], (1, 1, 1, 2)), (1, 1), "VALID", feature_group_count=2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )[0, :, :, 3:],
+    "another order": lambda x, w: lax.conv_general_dilated(x.transpose(1, 2, 0)[:, None], w.transpose(3, 0, 2, 1), (1, 1), "VALID", dimension_numbers=("WNCH", "OHIW", "HWNC"))[:, :, 0],
+    "groups": lambda x, w: lax.conv_general_dilated(x[None], jnp.tile(w[:, :, :1], (1, 1, 1, 2)), (1, 1), "VALID", feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC"))[0, :, :, 3:],
     "a kernel for each example": lambda x, w: convolve(x, w * x[0, 0, 0]),
 }  # fmt: skip
 

@@ -61,15 +61,12 @@ def test_the_mean_of_narrow_gradients_keeps_their_dtype_and_is_added_up_in_float
     np.testing.assert_array_equal(mean, ones[0], strict=True)
 
 
-@pytest.mark.parametrize(
-    ("shapes", "params", "text"),
-    [
-        ({"w": (5, 3), "b": ()}, None, "every leaf with the same leading axis"),
-        ({"w": (5, 3), "b": (4,)}, None, "every leaf with the same leading axis"),
-        ({"w": (0, 3), "b": (0,)}, PARAMS, "the mean of no examples is undefined"),
-        ({"w": (5, 4), "b": (5,)}, PARAMS, "must have the shapes of params after a leading axis"),
-    ],
-)
+@pytest.mark.parametrize(("shapes", "params", "text"), [
+    ({"w": (5, 3), "b": ()}, None, "every leaf with the same leading axis"),
+    ({"w": (5, 3), "b": (4,)}, None, "every leaf with the same leading axis"),
+    ({"w": (0, 3), "b": (0,)}, PARAMS, "the mean of no examples is undefined"),
+    ({"w": (5, 4), "b": (5,)}, PARAMS, "must have the shapes of params after a leading axis"),
+])  # fmt: skip
 def test_updates_that_are_not_per_example_gradients_are_refused(shapes, params, text):
     gradients = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(ValueError, match=f"mean_over_examples: .*{text}"):

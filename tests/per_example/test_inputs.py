@@ -44,13 +44,9 @@ def _no_refused_call_has_donated_anything():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(PARAMS))
 
 
-def copied(params=PARAMS):
-    return jax.tree.map(jnp.array, params)
-
-
-def after_a_step(xs=XS, ys=YS):
+def after_a_step(ys=YS):
     """The parameters after one step of SGD."""
-    _, gradients = by_definition(PARAMS, xs, ys)
+    _, gradients = by_definition(PARAMS, ys=ys)
     return {name: np.asarray(PARAMS[name]) - 0.125 * gradients[name].mean(0) for name in PARAMS}
 
 
@@ -58,20 +54,17 @@ def after_a_step(xs=XS, ys=YS):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize(
-    ("options", "error", "text"),
-    [
-        ({"loss": 3}, TypeError, "loss must be a function.*got 3"),
-        ({"axis_name": 3}, TypeError, 'axis_name must be a string, the name of a mesh axis such as "data"; got 3'),
-        ({"mesh": 4}, TypeError, r"mesh must be a jax\.sharding\.Mesh.*got 4"),
-        ({"mesh": jax.make_mesh((1,), ("rows",))}, ValueError, r"axis_name must be one of .*\('rows',\); got 'data'.*axis_name='rows'"),
-        ({"microbatch_size": 0}, ValueError, "microbatch_size must be an int >= 1, or None .*got 0"),
-        ({"microbatch_size": -1}, ValueError, "microbatch_size must be an int >= 1, or None .*got -1"),
-        ({"microbatch_size": 1.5}, TypeError, "microbatch_size must be an int >= 1, or None .*got 1.5"),
-        ({"microbatch_size": True}, TypeError, "microbatch_size must be an int >= 1, or None .*got True"),
-        ({"has_aux": "a"}, TypeError, "has_aux must be True or False; got 'a' of type str"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("options", "error", "text"), [
+    ({"loss": 3}, TypeError, "loss must be a function.*got 3"),
+    ({"axis_name": 3}, TypeError, 'axis_name must be a string, the name of a mesh axis such as "data"; got 3'),
+    ({"mesh": 4}, TypeError, r"mesh must be a jax\.sharding\.Mesh.*got 4"),
+    ({"mesh": jax.make_mesh((1,), ("rows",))}, ValueError, r"axis_name must be one of .*\('rows',\); got 'data'.*axis_name='rows'"),
+    ({"microbatch_size": 0}, ValueError, "microbatch_size must be an int >= 1, or None .*got 0"),
+    ({"microbatch_size": -1}, ValueError, "microbatch_size must be an int >= 1, or None .*got -1"),
+    ({"microbatch_size": 1.5}, TypeError, "microbatch_size must be an int >= 1, or None .*got 1.5"),
+    ({"microbatch_size": True}, TypeError, "microbatch_size must be an int >= 1, or None .*got True"),
+    ({"has_aux": "a"}, TypeError, "has_aux must be True or False; got 'a' of type str"),
+])  # fmt: skip
 def test_wrong_options_are_refused_by_name(options, error, text, name):
     accepted = {"loss", "axis_name", "mesh", "has_aux" if name == "per_example_value_and_grad" else "microbatch_size"}
     if accepted >= set(options):
@@ -79,38 +72,61 @@ def test_wrong_options_are_refused_by_name(options, error, text, name):
             MAKERS[name](**{"loss": loss, **options})
 
 
-def test_what_is_no_optimizer_is_refused():
+def test_what_is_no_optimizer_or_no_parameters_is_refused():
     with pytest.raises(TypeError, match=r"make_train_step: optimizer must be an optax optimiser.*got 0\.1"):
         jpool.make_train_step(loss, 0.1)
     with pytest.raises(TypeError, match=r"TrainState.create: optimizer must be an optax optimiser.*got None"):
         jpool.TrainState.create(PARAMS, None)
+    with pytest.raises(TypeError, match=r"TrainState.create: params must hold float arrays only; got 3 of type int at params\['w'\]"):  # fmt: skip
+        jpool.TrainState.create({"w": 3}, SGD)
 
 
 # --- parameters, batch and loss ---
 
 
+# What is no array of numbers, how an error names it, and where it is refused: floats are parameters, keys are a batch.
+EVERYWHERE = ("params", "batch", "weights")
+LEAVES = {
+    "function": (jax.nn.relu, "got .* of type .*", EVERYWHERE),
+    "words": ("words", "got 'words' of type str", EVERYWHERE),
+    "date": (datetime.date(2026, 11, 25), "got datetime.date", EVERYWHERE),
+    "object": (object(), "got <object object", EVERYWHERE),
+    "shape": (jax.ShapeDtypeStruct((5,), jnp.float32), r"got ShapeDtypeStruct float32\[5\]", EVERYWHERE),
+    "strings": (np.array(["a"] * 5), r"got ndarray <U1\[5\]", EVERYWHERE),
+    "objects": (np.array([None] * 5), r"got ndarray object\[5\]", EVERYWHERE),
+    "dates": (np.array(["2026-11-25"] * 5, "M8[D]"), r"got ndarray datetime64\[D\]\[5\]", EVERYWHERE),
+    "differences": (np.ones(5, "m8[s]"), "got ndarray timedelta64", EVERYWHERE),
+    "masked": (np.ma.masked_array(np.ones(5), [0, 0, 0, 1, 1]), r"got MaskedArray float64\[5\]", EVERYWHERE),
+    "long": (np.ones(5, np.longdouble), "got ndarray (float128|longdouble)", EVERYWHERE),
+    "other byte order": (np.ones(5, ">f4"), r"got ndarray >f4\[5\]", EVERYWHERE),
+    "keys": (jax.random.wrap_key_data(np.ones((5, 2), np.uint32)), r"got array key<fry>\[5\]", ("params", "weights")),
+    "complex": (np.ones(5, complex), r"got ndarray complex128\[5\]", ("params", "weights")),
+    "int": (3, "got 3 of type int", ("params",)),
+    "bool": (True, "got True of type bool", ("params",)),
+    "complex number": (1j, "got 1j of type complex", ("params",)),
+    "ints": (jnp.asarray(np.arange(3)), r"got array int32\[3\]", ("params",)),
+    "bools": (np.ones(2, bool), r"got ndarray bool\[2\]", ("params",)),
+    "dict": ({"a": 1}, "got {'a': 1} of type dict", ("weights",)),
+    "ragged": ([[1], [1, 0], 1, 1, 1], "got a list of unequal rows", ("weights",)),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("leaf", "text"),
-    [
-        (jax.nn.relu, r"got .* of type .* at {0}\['extra'\]\[1\]"),
-        (3, r"got 3 of type int at {0}\['extra'\]\[1\]"),
-        (True, "got True of type bool"),
-        (1j, "got 1j of type complex"),
-        ("relu", "got 'relu' of type str"),
-        (jnp.asarray(np.arange(3)), r"got array int32\[3\]"),
-        (np.ones(2, bool), r"got ndarray bool\[2\]"),
-        (jnp.asarray(np.ones(2, np.complex64)), r"got array complex64\[2\]"),
-        (KEY, r"got array key<fry>\[\]"),
-        (jax.ShapeDtypeStruct((2,), jnp.float32), r"got ShapeDtypeStruct float32\[2\]"),
-        (np.array([None]), r"got ndarray object\[1\]"),
-    ],
-)
-def test_params_that_are_no_floats_are_refused_with_their_path(leaf, text, function):
-    argument = "state.params" if function == "step" else "params"
-    text = f"{function}: {argument} must hold float arrays only; {text.format(argument)}.*eqx.partition.*nnx.split"
-    with pytest.raises(TypeError, match=text):
-        FUNCTIONS[function](loss)({**PARAMS, "extra": (1.0, leaf)}, XS, YS)
+@pytest.mark.parametrize("name", LEAVES)
+def test_what_is_no_array_of_numbers_is_refused_with_its_path(name, function):
+    leaf, got, wheres = LEAVES[name]
+    f, params = FUNCTIONS[function](loss), "state.params" if function == "step" else "params"
+    advice = r".*eqx\.partition.*nnx\.split"
+    floats, numbers = f"{params} must hold float arrays only", "batch must hold arrays of numbers"
+    ones = "weights must be an array of zeros and ones, one for each example"
+    calls = {
+        "params": [(rf"{floats}; {got}.* at {params}\['extra'\]\[1\]{advice}", {**PARAMS, "extra": (1.0, leaf)}, (XS, YS), {})],
+        "batch": [(rf"{numbers}; {got}.* at batch\[1\]", PARAMS, (XS, leaf), {}), (rf"{numbers}; {got}.* at batch\['y'\]", PARAMS, (XS,), {"y": leaf})],
+        "weights": [] if function == "per_example_value_and_grad" else [(f"{ones}; {got}", PARAMS, (XS, YS), {"weights": leaf})],
+    }  # fmt: skip
+    for text, first, batch, named in [one for where in wheres for one in calls[where]]:
+        with pytest.raises(TypeError, match=f"{function}: {text}"):
+            f(first, *batch, **named)
 
 
 def test_none_floats_and_numpy_arrays_are_parameters():
@@ -122,78 +138,25 @@ def test_none_floats_and_numpy_arrays_are_parameters():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("leaf", "text"),
-    [
-        ("words", r"got 'words' of type str at batch\[1\]"),
-        (np.array(["a"] * 5), r"got ndarray <U1\[5\] at batch\[1\]"),
-        (np.array([{}] * 5), r"got ndarray object\[5\]"),
-        (np.array(["2026-11-25"] * 5, "M8[D]"), r"got ndarray datetime64\[D\]\[5\]"),
-        (datetime.date(2026, 11, 25), "got datetime.date"),
-        (jax.ShapeDtypeStruct((5,), jnp.float32), r"got ShapeDtypeStruct float32\[5\]"),
-        (np.ma.masked_array(np.ones(5)), r"got MaskedArray float64\[5\]"),
-        (np.ones(5, np.longdouble), "got ndarray float128|got ndarray longdouble"),
-        (np.ones(5, np.float32).astype(">f4"), r"got ndarray >f4\[5\]"),
-        (np.ones(5, "m8[s]"), r"got ndarray timedelta64"),
-        (object(), "got <object object"),
-    ],
-)
-def test_a_batch_of_other_things_than_numbers_is_refused_with_its_path(leaf, text, function):
-    with pytest.raises(TypeError, match=rf"{function}: batch must hold arrays of numbers; {text}"):
-        FUNCTIONS[function](loss)(PARAMS, XS, leaf)
-    with pytest.raises(TypeError, match=rf"{function}: batch must hold .* at batch\['y'\]"):
-        FUNCTIONS[function](loss)(PARAMS, XS, y=leaf)
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("batch", "named", "text"),
-    [
-        ((), {}, r"got no array\. Give the inputs of the loss"),
-        (({},), {}, "got no array"),
-        ((XS, YS[:4]), {}, r"got arrays of shapes \[\(5, 3\), \(4,\)\]"),
-        ((XS,), {"y": YS[:4]}, r"got arrays of shapes \[\(5, 3\), \(4,\)\]"),
-        ((XS, np.float32(1)), {}, r"got arrays of shapes \[\(5, 3\), \(\)\]"),
-    ],
-)
-def test_arrays_that_are_not_a_batch_are_refused(batch, named, text, function):
-    text = f"{function}: every array of the batch must have the examples on its first axis, the same number in each; {text}"
-    with pytest.raises(ValueError, match=text):
-        FUNCTIONS[function](loss)(PARAMS, *batch, **named)
-
-
-@pytest.mark.parametrize("function", ["gradient_statistics", "step"])
-def test_a_batch_without_examples_is_refused(function):
-    with pytest.raises(ValueError, match=f"{function}: the mean of no examples is undefined; got a batch of shapes"):
-        FUNCTIONS[function](loss)(PARAMS, XS[:0], YS[:0])
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("result", "text"),
-    [
-        (lambda value: jnp.stack([value, value]), r"must return one float, the loss of ONE example; got array float32\[2\]. Reduce it"),
-        (lambda value: None, "must return one float.*got None of type NoneType"),
-        (lambda value: "loss", "must return one float.*got 'loss' of type str"),
-        (lambda value: (value, 1), r"must return one float.*of type tuple. Return only the scalar, or use has_aux=True"),
-        (lambda value: 3, "must return a float, because other dtypes have no gradient; got 3 of type int"),
-        (lambda value: value > 0, r"must return a float.*got array bool\[\]"),
-        (lambda value: value.astype(int), r"must return a float.*got array int32\[\]"),
-        (lambda value: value + 1j, r"must return a float.*got array complex64\[\]"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("result", "text"), [
+    (lambda value: jnp.stack([value, value]), r"must return one float, the loss of ONE example; got array float32\[2\]. Reduce it"),
+    (lambda value: None, "must return one float.*got None of type NoneType"),
+    (lambda value: "loss", "must return one float.*got 'loss' of type str"),
+    (lambda value: (value, 1), r"must return one float.*of type tuple. Return only the scalar, or use has_aux=True"),
+    (lambda value: 3, "must return a float, because other dtypes have no gradient; got 3 of type int"),
+    (lambda value: value > 0, r"must return a float.*got array bool\[\]"),
+    (lambda value: value.astype(int), r"must return a float.*got array int32\[\]"),
+    (lambda value: value + 1j, r"must return a float.*got array complex64\[\]"),
+])  # fmt: skip
 def test_a_loss_that_returns_something_else_is_refused(result, text, function):
     with pytest.raises(TypeError, match=f"{function}: loss {text}"):
         FUNCTIONS[function](lambda params, x, y: result(params["b"] * y))(PARAMS, XS, YS)
 
 
-@pytest.mark.parametrize(
-    ("result", "text"),
-    [
-        (lambda value: value, r"with has_aux=True, loss must return \(scalar, aux\) for ONE example; got array float32\[\]"),
-        (lambda value: (value, {"name": "text"}), r"aux must hold arrays; got 'text' of type str at aux\['name'\]"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("result", "text"), [
+    (lambda value: value, r"with has_aux=True, loss must return \(scalar, aux\) for ONE example; got array float32\[\]"),
+    (lambda value: (value, {"name": "text"}), r"aux must hold arrays; got 'text' of type str at aux\['name'\]"),
+])  # fmt: skip
 def test_a_loss_without_aux_is_refused(result, text):
     with pytest.raises(TypeError, match=text):
         jpool.per_example_value_and_grad(lambda params, x, y: result(params["b"] * y), has_aux=True)(PARAMS, XS, YS)
@@ -203,7 +166,7 @@ def test_a_loss_without_aux_is_refused(result, text):
 def test_a_batch_by_keyword_whose_names_are_any_but_weights(function):
     names = ["params", "state", "batch", "self", "arguments", "positional", "named"]
     f = FUNCTIONS[function](lambda params, x, /, **others: loss(params, x, sum(others[name] for name in names)))
-    actual, ys = f(copied(), XS, **dict.fromkeys(names, YS)), 7 * YS
+    actual, ys = f(jax.tree.map(jnp.array, PARAMS), XS, **dict.fromkeys(names, YS)), 7 * YS
     losses, gradients = by_definition(PARAMS, ys=ys)
     if function == "step":
         assert_close(actual[0].params, after_a_step(ys=ys), 1e-6)
@@ -215,37 +178,37 @@ def test_a_batch_by_keyword_whose_names_are_any_but_weights(function):
 
 # --- weights ---
 
-WEIGHTS = {
-    "strings": (["1", "0", "1", "1", "1"], TypeError, "list|'1'"),
-    "ragged": ([[1], [1, 0], 1, 1, 1], TypeError, "unequal rows"),
-    "objects": (np.array([None] * 5), TypeError, r"ndarray object\[5\]"),
-    "object": (object(), TypeError, "object"),
-    "dict": ({"a": 1}, TypeError, "of type dict"),
-    "keys": (jax.random.wrap_key_data(np.ones((5, 2), np.uint32)), TypeError, r"key<fry>\[5\]"),
-    "masked": (np.ma.masked_array(np.ones(5), [0, 0, 0, 1, 1]), TypeError, "MaskedArray"),
-    "complex": (np.ones(5, complex), TypeError, r"complex128\[5\]"),
-    "dates": (np.array(["2026-11-25"] * 5, "M8[D]"), TypeError, "datetime64"),
-    "too few": (np.ones(4), ValueError, r"must have shape \(5,\), one for each example; got shape \(4,\)"),
-    "a column": (np.ones((5, 1)), ValueError, r"must have shape \(5,\).*got shape \(5, 1\)"),
-    "a number": (1, ValueError, r"must have shape \(5,\)"),
-    "halves": (np.full(5, 0.5), ValueError, r"must be 1 for an example and 0 for padding; got \[0.5\]"),
+NO_BATCH = r"every array of the batch must have the examples on its first axis, the same number in each; got"
+NO_EXAMPLES = "the mean of no examples is undefined; got"
+SHAPE = r"weights must have shape \(5,\), one for each example; got shape"
+VALUES = "weights must be 1 for an example and 0 for padding; got"
+EVERY, WEIGHTED = list(FUNCTIONS), ["gradient_statistics", "step"]
+CALLS = {
+    "no batch": (EVERY, (), {}, rf"{NO_BATCH} no array\. Give the inputs of the loss"),
+    "an empty tree": (EVERY, ({},), {}, f"{NO_BATCH} no array"),
+    "other lengths": (EVERY, (XS, YS[:4]), {}, rf"{NO_BATCH} arrays of shapes \[\(5, 3\), \(4,\)\]"),
+    "by keyword": (EVERY, (XS,), {"y": YS[:4]}, rf"{NO_BATCH} arrays of shapes \[\(5, 3\), \(4,\)\]"),
+    "a number": (EVERY, (XS, np.float32(1)), {}, rf"{NO_BATCH} arrays of shapes \[\(5, 3\), \(\)\]"),
+    "no examples": (WEIGHTED, (XS[:0], YS[:0]), {}, f"{NO_EXAMPLES} a batch of shapes"),
+    "weights of zero": (["step"], (XS, YS), {"weights": np.zeros(5)}, f"{NO_EXAMPLES} weights that are all 0"),
+    "too few weights": (WEIGHTED, (XS, YS), {"weights": np.ones(4)}, rf"{SHAPE} \(4,\)"),
+    "a column": (WEIGHTED, (XS, YS), {"weights": np.ones((5, 1))}, rf"{SHAPE} \(5, 1\)"),
+    "one weight": (WEIGHTED, (XS, YS), {"weights": 1}, rf"{SHAPE} \(\)"),
+    "halves": (WEIGHTED, (XS, YS), {"weights": np.full(5, 0.5)}, rf"{VALUES} \[0.5\]"),
     # Checked as they are given: JAX would narrow these to zeros and ones.
-    "2**32": (np.array([1, 0, 2**32, 1, 1]), ValueError, r"must be 1 for an example.*got \[4294967296\]"),
-    "2**63": (np.array([1, 0, 2**63, 1, 1], np.uint64), ValueError, r"got \[9223372036854775808\]"),
-    "almost 0": (np.array([1, 0, 1e-320, 1, 1]), ValueError, r"got \[1e-320\]"),
-    "almost 1": ([1, 0, 1 - 1e-12, 1, 1], ValueError, r"got \[0.999999999999\]"),
-    "long": (np.ones(5, np.longdouble), TypeError, "float128|longdouble"),
-    "other byte order": (np.ones(5, ">i4"), TypeError, ">i4"),
-    "nan": (np.array([1, 1, 1, 1, np.nan]), ValueError, r"must be 1 for an example.*got \[nan\]"),
-}
+    "2**32": (WEIGHTED, (XS, YS), {"weights": np.array([1, 0, 2**32, 1, 1])}, rf"{VALUES} \[4294967296\]"),
+    "2**63": (WEIGHTED, (XS, YS), {"weights": np.array([1, 0, 2**63, 1, 1], np.uint64)}, rf"{VALUES} \[9223372036854775808\]"),
+    "almost 0": (WEIGHTED, (XS, YS), {"weights": np.array([1, 0, 1e-320, 1, 1])}, rf"{VALUES} \[1e-320\]"),
+    "almost 1": (WEIGHTED, (XS, YS), {"weights": [1, 0, 1 - 1e-12, 1, 1]}, rf"{VALUES} \[0.999999999999\]"),
+    "nan": (WEIGHTED, (XS, YS), {"weights": np.array([1, 1, 1, 1, np.nan])}, rf"{VALUES} \[nan\]"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("function", ["gradient_statistics", "step"])
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_of_another_kind_are_refused_by_name(name, function):
-    weights, error, text = WEIGHTS[name]
-    with pytest.raises(error, match=f"{function}: weights .*({text})"):
-        FUNCTIONS[function](loss)(PARAMS, XS, YS, weights=weights)
+@pytest.mark.parametrize(("name", "function"), [(name, function) for name in CALLS for function in CALLS[name][0]])
+def test_batches_and_weights_with_wrong_values_or_shapes_are_refused(name, function):
+    _, batch, named, text = CALLS[name]
+    with pytest.raises(ValueError, match=f"{function}: {text}"):
+        FUNCTIONS[function](loss)(PARAMS, *batch, **named)
 
 
 @pytest.mark.parametrize("weights", [[1, 1, 0, 1, 0], (True, True, False, True, False), np.array([1.0, 1, 0, 1, 0])])
@@ -253,11 +216,6 @@ def test_weights_may_be_any_sequence_of_zeros_and_ones(weights):
     _, gradients = by_definition(PARAMS)
     actual = STATISTICS(PARAMS, XS, YS, weights=weights).mean
     assert_close(actual, jax.tree.map(lambda gradient: gradient[[0, 1, 3]].mean(0), gradients), 1e-6)
-
-
-def test_weights_that_are_all_zero_are_refused_in_a_step():
-    with pytest.raises(ValueError, match="step: the mean of no examples is undefined; got weights that are all 0"):
-        step(loss)(PARAMS, XS, YS, weights=np.zeros(5))
 
 
 def test_traced_weights_that_are_all_zero_change_nothing():
@@ -281,27 +239,23 @@ def test_traced_weights_that_are_all_zero_change_nothing():
 # --- the state ---
 
 
-@pytest.mark.parametrize("state", [None, PARAMS, (PARAMS, (), 0)])
-def test_a_state_of_another_kind_is_refused(state):
-    with pytest.raises(
-        TypeError, match=r"step: state must be a TrainState; got .*TrainState.create\(params, optimizer\)"
-    ):
-        STEP(state, XS, YS)
+KIND = r"state must be a TrainState; got .*TrainState.create\(params, optimizer\)"
+NUMBERS, STEPS = "state must hold arrays of numbers; got", "state.step must be an integer from 0 to 2\\*\\*31 - 1; got"
 
 
-@pytest.mark.parametrize(
-    ("part", "value", "error", "text"),
-    [
-        ("step", "0", TypeError, "state must hold arrays of numbers; got '0' of type str at state.step"),
-        ("step", None, ValueError, r"state.step must be an integer from 0 to 2\*\*31 - 1; got None"),
-        ("step", np.int64(2**32), ValueError, "state.step must be an integer.*got np.int64"),
-        ("step", 2**31, ValueError, "state.step must be an integer.*got 2147483648"),
-        ("opt_state", "adam", TypeError, "state must hold arrays of numbers; got 'adam' of type str at state.opt_state"),
-    ],
-)  # fmt: skip
-def test_parts_of_a_state_of_another_kind_are_refused(part, value, error, text):
+@pytest.mark.parametrize(("state", "error", "text"), [
+    (None, TypeError, KIND),
+    (PARAMS, TypeError, KIND),
+    ((PARAMS, (), 0), TypeError, KIND),
+    (jpool.TrainState(PARAMS, SGD.init({}), "0"), TypeError, f"{NUMBERS} '0' of type str at state.step"),
+    (jpool.TrainState(PARAMS, SGD.init({}), None), ValueError, f"{STEPS} None"),
+    (jpool.TrainState(PARAMS, SGD.init({}), np.int64(2**32)), ValueError, f"{STEPS} np.int64"),
+    (jpool.TrainState(PARAMS, SGD.init({}), 2**31), ValueError, f"{STEPS} 2147483648"),
+    (jpool.TrainState(PARAMS, "adam", 0), TypeError, f"{NUMBERS} 'adam' of type str at state.opt_state"),
+])  # fmt: skip
+def test_a_state_of_another_kind_is_refused(state, error, text):
     with pytest.raises(error, match=f"step: {text}"):
-        STEP(jpool.TrainState(PARAMS, SGD.init({}), 0)._replace(**{part: value}), XS, YS)
+        STEP(state, XS, YS)
 
 
 def test_deleted_arrays_are_refused_with_their_path():
@@ -319,26 +273,16 @@ def test_deleted_arrays_are_refused_with_their_path():
             call()
 
 
-def test_params_that_are_no_floats_have_no_state():
-    text = r"TrainState.create: params must hold float arrays only; got 3 of type int at params\['w'\]"
-    with pytest.raises(TypeError, match=text):
-        jpool.TrainState.create({"w": 3}, SGD)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "opt_state"),
-    [
-        (SGD, ADAM.init(PARAMS)),
-        (SGD, optax.sgd(0.1, momentum=0.9).init(PARAMS)),
-        (ADAM, SGD.init(PARAMS)),
-        (ADAM, optax.sgd(0.1, momentum=0.9).init(PARAMS)),
-        (ADAM, ADAM.init({**PARAMS, "w": np.ones(7, np.float32)})),
-    ],
-)
-def test_a_step_refuses_the_state_of_another_optimizer_or_of_other_parameters(optimizer, opt_state):
+@pytest.mark.parametrize(("optimizer", "other", "params"), [
+    (SGD, ADAM, PARAMS),
+    (SGD, optax.sgd(0.1, momentum=0.9), PARAMS),
+    (ADAM, SGD, PARAMS),
+    (ADAM, ADAM, {**PARAMS, "w": np.ones(7, np.float32)}),
+])  # fmt: skip
+def test_a_step_refuses_the_state_of_another_optimizer_or_of_other_parameters(optimizer, other, params):
     text = r"step: state.opt_state must be a state of the step's own optimizer.*TrainState.create"
     with pytest.raises(ValueError, match=text):
-        jpool.make_train_step(loss, optimizer)(jpool.TrainState(PARAMS, opt_state, jnp.int32(0)), XS, YS)
+        jpool.make_train_step(loss, optimizer)(jpool.TrainState(PARAMS, other.init(params), jnp.int32(0)), XS, YS)
 
 
 # Optimisers whose state has another form after the first step, or whose init cannot be repeated without values.

@@ -28,21 +28,16 @@ COMPOSED = {
     "polyak_sgd": optax.polyak_sgd,
     "MultiSteps": lambda: optax.MultiSteps(optax.sgd(0.1), 2),
     "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(0.1), 3),
-    "multi_transform": lambda: optax.multi_transform(
-        {"fast": optax.contrib.dog(), "slow": optax.sgd(0.01)}, {"w": "fast", "b": "slow"}
-    ),
+    "multi_transform": lambda: optax.multi_transform({"fast": optax.contrib.dog(), "slow": optax.sgd(0.01)}, {"w": "fast", "b": "slow"}),
     "masked": lambda: optax.masked(optax.contrib.prodigy(0.1), {"w": True, "b": False}),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.contrib.dowg)(0.1),
     "after the mean": lambda: optax.chain(jpool.mean_over_examples(), optax.contrib.prodigy(0.1)),
     "monitor": lambda: optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.sgd(0.1)),
-    "a user's": lambda: optax.GradientTransformation(
-        lambda params: (params, params),  # its state is the parameters, twice
-        lambda updates, state, params: (
-            jax.tree.map(lambda g, p, q: q - p - 0.1 * g, updates, params, state[0]),
-            state,
-        ),
+    "a user's": lambda: optax.GradientTransformation(  # its state is the parameters, twice
+        lambda params: (params, params),
+        lambda gradient, state, params: (jax.tree.map(lambda g, p, q: q - p - 0.1 * g, gradient, params, state[0]), state),
     ),
-}
+}  # fmt: skip
 NEEDS_THE_LOSS = {"lbfgs": "grad, value_fn", "sophia": "obj_fn"}
 OTHERS = {"dpsgd"}  # needs per-example gradients
 
@@ -63,18 +58,7 @@ OPTIMISERS = {**dict(from_a_learning_rate(optax)), **dict(from_a_learning_rate(o
 
 
 def loss(params, x, y):
-    return ((x @ params["w"] + params["b"] - y) ** 2).sum()
-
-
-def mean_loss(params):
-    return jax.vmap(loss, (None, 0, 0))(params, XS, YS).mean()
-
-
-def update(optimizer, gradient, state, params, value):
-    try:
-        return optimizer.update(gradient, state, params, value=value)
-    except TypeError:
-        return optimizer.update(gradient, state, params)
+    return ((x @ params["w"] + params.get("b", 0.0) - y) ** 2).sum()
 
 
 def numbers(leaf):
@@ -83,19 +67,19 @@ def numbers(leaf):
 
 def plain(optimizer, params, opt_state):
     """One step of optax alone."""
+    mean_loss = lambda params: jax.vmap(loss, (None, 0, 0))(params, XS, YS).mean()  # noqa: E731
     value, gradient = jax.value_and_grad(mean_loss)(params)
-    updates, opt_state = update(optimizer, gradient, opt_state, params, value)
+    try:
+        updates, opt_state = optimizer.update(gradient, opt_state, params, value=value)
+    except TypeError:
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
 
-def assert_close(state, params, opt_state, steps, name):
-    expected = jax.tree.leaves((params, opt_state, np.int32(steps)))
+def assert_close(state, params, opt_state, name):
+    expected = jax.tree.leaves((params, opt_state, np.int32(3)))
     for actual, other in zip(jax.tree.leaves(state), expected, strict=True):
         np.testing.assert_allclose(numbers(actual), numbers(other), rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def mesh_of_two(kind):
-    return jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(kind,))
 
 
 # Each differs from the others in kind, and some run on a mesh.
@@ -118,13 +102,14 @@ TYPICAL = {
 @pytest.mark.parametrize("name", TYPICAL)
 def test_three_steps_equal_those_of_plain_optax(name):
     optimizer, kind = OPTIMISERS[name](), TYPICAL[name]
-    step = jpool.make_train_step(loss, optimizer, mesh=kind and mesh_of_two(kind))
+    mesh = kind and jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(kind,))
+    step = jpool.make_train_step(loss, optimizer, mesh=mesh)
     state, expected = jpool.TrainState.create(PARAMS, optimizer), (PARAMS, optimizer.init(PARAMS))
     plain_step = jax.jit(partial(plain, optimizer))
     for _ in range(3):
         state, _ = step(state, XS, YS)
         expected = plain_step(*expected)
-    assert_close(state, *expected, 3, name)
+    assert_close(state, *expected, name)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(PARAMS))
 
 
@@ -147,8 +132,9 @@ def test_three_steps_of_all_others_equal_those_of_plain_optax():
     assert known <= set(OPTIMISERS)
     assert len(OPTIMISERS) >= 50
     others = {name: OPTIMISERS[name]() for name in sorted(set(OPTIMISERS) - set(NEEDS_THE_LOSS) - set(TYPICAL))}
-    states = {name: jpool.TrainState.create(PARAMS, optimizer) for name, optimizer in others.items()}
-    expected = {name: (PARAMS, optimizer.init(PARAMS)) for name, optimizer in others.items()}
+    params = {"w": PARAMS["w"]}  # of one array they compile faster
+    states = {name: jpool.TrainState.create(params, optimizer) for name, optimizer in others.items()}
+    expected = {name: (params, optimizer.init(params)) for name, optimizer in others.items()}
 
     @jax.jit
     def of_all(states, expected):
@@ -158,17 +144,15 @@ def test_three_steps_of_all_others_equal_those_of_plain_optax():
     for _ in range(3):
         states, expected = of_all(states, expected)
     for name, state in states.items():
-        assert_close(state, *expected[name], 3, name)
+        assert_close(state, *expected[name], name)
 
 
 @pytest.mark.parametrize("name", NEEDS_THE_LOSS)
 def test_optimisers_that_evaluate_the_loss_are_refused_by_name_and_the_state_survives(name):
     optimizer = OPTIMISERS[name]()
     state = jpool.TrainState.create(PARAMS, optimizer)
-    with pytest.raises(
-        TypeError,
-        match=f"make_train_step's step: optimizer must need no argument but value, the mean loss; got one that needs {NEEDS_THE_LOSS[name]}. ",
-    ):
+    text = f"make_train_step's step: optimizer must need no argument but value, the mean loss; got one that needs {NEEDS_THE_LOSS[name]}. "
+    with pytest.raises(TypeError, match=text):
         jpool.make_train_step(loss, optimizer)(state, XS, YS)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 

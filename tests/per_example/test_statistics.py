@@ -36,17 +36,14 @@ def by_definition(xs, ys):
     return jpool.GradientStatistics(np.array(losses), np.square(rows).sum(1), mean, trace, signal, trace / signal)
 
 
-@pytest.mark.parametrize(
-    ("microbatch_size", "dtype", "weights"),
-    [
-        (None, np.float64, None),
-        (None, np.float64, np.int32),
-        (1, np.float64, bool),
-        (2, np.float32, None),
-        (3, np.float64, np.float64),
-        (100, np.float64, None),
-    ],
-)
+@pytest.mark.parametrize(("microbatch_size", "dtype", "weights"), [
+    (None, np.float64, None),
+    (None, np.float64, np.int32),
+    (1, np.float64, bool),
+    (2, np.float32, None),
+    (3, np.float64, np.float64),
+    (100, np.float64, None),
+])  # fmt: skip
 def test_statistics_equal_their_definition_and_weights_leave_examples_out(microbatch_size, dtype, weights):
     """What is left out is nan."""
     kept = np.ones(7, bool) if weights is None else KEPT
