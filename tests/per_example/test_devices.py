@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from shared.regression import MAKERS, SGD
 
 import jpool
 
@@ -197,16 +198,10 @@ def test_a_loss_that_fails_while_it_is_traced_does_not_donate_the_state():
 
 # --- errors: nothing is compiled, and nothing donated ---
 
-MAKERS = {
-    "per_example_value_and_grad": jpool.per_example_value_and_grad,
-    "gradient_statistics": jpool.gradient_statistics,
-    "make_train_step": lambda loss, **options: jpool.make_train_step(loss, MOMENTUM, **options),
-}
-
 
 def operands(name):
     """What the function of this maker reads, by the name in its errors; each may be on devices of its own."""
-    first = {"state": jpool.TrainState.create(PARAMS, MOMENTUM)} if name == "make_train_step" else {"params": PARAMS}
+    first = {"state": jpool.TrainState.create(PARAMS, SGD)} if name == "make_train_step" else {"params": PARAMS}
     weights = {} if name == "per_example_value_and_grad" else {"weights": np.ones(8, np.float32)}
     return {**first, "batch": (XS, YS), **weights}
 

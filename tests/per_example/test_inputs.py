@@ -7,21 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from shared.regression import PARAMS, XS, YS, assert_close, assert_equal, by_definition, loss
+from shared.regression import MAKERS, PARAMS, SGD, XS, YS, assert_close, assert_equal, by_definition, loss
 
 import jpool
 
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
-SGD, ADAM = optax.sgd(0.125), optax.adam(0.1)
+ADAM = optax.adam(0.1)
 STEP, STATISTICS = jpool.make_train_step(loss, SGD), jpool.gradient_statistics(loss)
 KEY = jax.random.key(0)
 DELETED = jnp.ones(3)
 DELETED.delete()
-MAKERS = {
-    "per_example_value_and_grad": jpool.per_example_value_and_grad,
-    "gradient_statistics": jpool.gradient_statistics,
-    "make_train_step": lambda loss, **options: jpool.make_train_step(loss, SGD, **options),
-}
 
 
 def step(loss):
@@ -287,9 +282,7 @@ def test_a_step_refuses_the_state_of_another_optimizer_or_of_other_parameters(op
 
 # Optimisers whose state has another form after the first step, or whose init cannot be repeated without values.
 UNUSUAL = {
-    "grows": optax.GradientTransformation(
-        lambda params: optax.EmptyState(), lambda g, s, p=None: (jax.tree.map(lambda g: -g, g), (jnp.zeros(3),))
-    ),
+    "monitor": optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.sgd(0.1)),
     "reads values": optax.GradientTransformation(
         lambda params: float(np.abs(params["w"]).max()), lambda g, s, p=None: (jax.tree.map(lambda g: -s * g, g), s)
     ),

@@ -5,12 +5,13 @@ import numpy as np
 import optax
 import pytest
 from jax import export, lax
+from shared.regression import MAKERS, SGD
 
 import jpool
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
-SGD = optax.sgd(0.125)  # its state holds EmptyState, which a program can only be serialized with if it is registered
 RNG = np.random.default_rng(0)
+# The state of SGD holds it, and a program can only be serialized with what is registered.
 export.register_namedtuple_serialization(optax.EmptyState, serialized_name="optax.EmptyState")
 
 
@@ -61,9 +62,9 @@ def test_a_step_is_lowered_for_a_batch_of_any_size():
     assert "tensor<?x6x6x2xf32>" in lowered.as_text()
 
 
-@pytest.mark.parametrize("maker", [jpool.gradient_statistics, lambda loss, **o: jpool.make_train_step(loss, SGD, **o)])
-def test_microbatches_of_a_batch_of_any_size_are_refused(maker):
-    first = PARAMS if maker is jpool.gradient_statistics else jpool.TrainState.create(PARAMS, SGD)
+@pytest.mark.parametrize("name", ["gradient_statistics", "make_train_step"])
+def test_microbatches_of_a_batch_of_any_size_are_refused(name):
+    first = PARAMS if name == "gradient_statistics" else jpool.TrainState.create(PARAMS, SGD)
     text = "microbatch_size must be None for a batch of symbolic size.*got microbatch_size=2 and a batch of b examples"
     with pytest.raises(ValueError, match=text):
-        jax.jit(maker(loss, microbatch_size=2)).lower(first, symbolic(XS), symbolic(YS))
+        jax.jit(MAKERS[name](loss, microbatch_size=2)).lower(first, symbolic(XS), symbolic(YS))
