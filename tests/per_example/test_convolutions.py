@@ -73,7 +73,7 @@ with_a_derivative_of_its_own.defvjp(convolve_and_save, lambda saved, ct: jax.vjp
 NESTINGS = {
     "jit": jax.jit(convolve),
     "checkpoint": jax.checkpoint(convolve),
-    "cond": lambda x, w: lax.cond(x.sum() > 0, convolve, lambda x, w: -convolve(x, w), x, w),
+    "cond": lambda x, w: lax.cond(w.sum() > 0, convolve, lambda x, w: -convolve(x, w), x, w),
     "scan": lambda x, w: lax.scan(lambda total, w: (total + convolve(x, w), None), jnp.zeros((4, 4, 3)), w[None])[0],
     "custom_vjp": with_a_derivative_of_its_own,
     "vmap": lambda x, w: jax.vmap(convolve, (None, 0))(x, w[None])[0],

@@ -217,16 +217,21 @@ OPERANDS = [(name, operand) for name in MAKERS for operand in operands(name)]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "operand"), OPERANDS)
 def test_without_a_mesh_an_operand_split_over_devices_is_refused_by_name(kind, name, operand):
-    """While tracing with an Auto mesh, it cannot be read whether parameters are split: the reference says so."""
+    """Parameters may be whole on an Auto mesh. While tracing with an Auto mesh, it cannot be read whether parameters are split: the reference says so."""
     mesh, f, arguments = make_mesh(4, kind, "rows"), MAKERS[name](dense), operands(name)
-    split = lambda leaf: P("rows") if np.shape(leaf)[:1] in ((8,), (12,)) else P()  # noqa: E731
-    moved = jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, split(leaf))), arguments[operand])
+    place = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))  # noqa: E731
+    split = lambda leaf: place(leaf, P("rows") if np.shape(leaf)[:1] in ((8,), (12,)) else P())  # noqa: E731
+    moved, whole = (
+        jax.tree.map(split, arguments[operand]),
+        jax.tree.map(lambda leaf: place(leaf, P()), arguments[operand]),
+    )
     is_params = operand in ("params", "state")
     shape = r"\(.*\)" if is_params else re.escape(str(jax.tree.leaves(moved)[0].shape))
     text = rf"{name}.*: an array of shape {shape} is on several devices \({{'rows': 4}}\), as part of {operand}, .*{name}\(\.\.\., mesh=mesh, axis_name='rows'\)"
-    for of in (f,) if is_params and kind == AUTO else (f, jax.jit(f)):
+    unreadable = is_params and kind == AUTO
+    for of, wrong in [(f, moved)] if unreadable else [(f, moved), (jax.jit(f), moved), (f, whole)]:
         with pytest.raises(ValueError, match=text):
-            call(of, {**jax.tree.map(np.asarray, arguments), operand: moved})
+            call(of, {**jax.tree.map(np.asarray, arguments), operand: wrong})
         with jax.set_mesh(mesh), pytest.raises(ValueError, match=rf"{name}.*: a mesh is set as context"):
             call(of, arguments)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((moved, arguments)) if isinstance(leaf, jax.Array))
@@ -243,7 +248,7 @@ def test_a_batch_on_one_device_of_an_explicit_mesh_or_without_a_mesh_is_refused(
         xs = jax.make_array_from_callback(XS.shape, sharding, lambda index: XS[index])
         text = rf"{name}.*: an array of shape \(8, 6, 6, 2\) is on several devices \({axes}\), as part of batch,"
         with pytest.raises(ValueError, match=text):
-            call(MAKERS[name](dense), {**operands(name), "batch": (xs, YS)})
+            call(MAKERS[name](dense), {**operands(name), "batch": (jnp.asarray(YS), xs)})
 
 
 def test_without_a_mesh_parameters_may_be_on_all_devices_of_an_auto_mesh():
@@ -251,7 +256,7 @@ def test_without_a_mesh_parameters_may_be_on_all_devices_of_an_auto_mesh():
     whole, (losses, gradients) = NamedSharding(make_mesh(4), P()), dense_by_definition()
     assert_equal(jpool.per_example_value_and_grad(dense)(jax.device_put(PARAMS, whole), XS, YS), (losses, gradients))
     state = jax.device_put(jpool.TrainState.create(PARAMS, MOMENTUM), whole)
-    after, metrics = jpool.make_train_step(dense, MOMENTUM)(state, XS, YS)
+    after, metrics = jpool.make_train_step(dense, MOMENTUM)(state, jnp.asarray(XS), YS)  # where JAX may move it from
     assert_equal((metrics.loss, after.opt_state[0].trace["v"]), (losses.mean(), gradients["v"].mean(0)))
 
 

@@ -262,6 +262,7 @@ def test_deleted_arrays_are_refused_with_their_path():
         ("per_example_value_and_grad", "params", at, lambda: jpool.per_example_value_and_grad(loss)(deleted, XS, YS)),
         ("gradient_statistics", "params", at, lambda: STATISTICS(deleted, XS, YS)),
         ("step", "state", rf"state\.{at}. Continue with the state that the step returned", lambda: STEP(state, XS, YS)),
+        ("gradient_statistics", "weights", "weights", lambda: STATISTICS(PARAMS, XS, YS, weights=DELETED)),
         *[(name, "batch", r"batch\[1\]", lambda name=name: FUNCTIONS[name](loss)(PARAMS, XS, DELETED)) for name in FUNCTIONS],
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=text.format(name, argument, path)):
@@ -272,6 +273,7 @@ def test_deleted_arrays_are_refused_with_their_path():
     (SGD, ADAM, PARAMS),
     (SGD, optax.sgd(0.1, momentum=0.9), PARAMS),
     (ADAM, SGD, PARAMS),
+    (optax.rmsprop(0.1), optax.sgd(0.1, momentum=0.9), PARAMS),  # arrays of the same shapes
     (ADAM, ADAM, {**PARAMS, "w": np.ones(7, np.float32)}),
 ])  # fmt: skip
 def test_a_step_refuses_the_state_of_another_optimizer_or_of_other_parameters(optimizer, other, params):
