@@ -127,7 +127,11 @@ def test_a_derivative_outside_jit_compiles_two_programs(caplog):
     with jax.log_compiles(True):
         _, backward = jax.vjp(partial(jpool.max_pool, window_shape=(2, 3), padding="SAME"), x)
         backward(x)
-    assert len([record for record in caplog.messages if record.startswith("Finished XLA compilation")]) == 2
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", "\n".join(caplog.messages))
+    assert [name for name in compiled if name != "convert_element_type"] == [
+        "pool",
+        "compiled",
+    ]  # JAX may convert x first
 
 
 def test_four_ways_to_write_one_geometry_are_compiled_once():
