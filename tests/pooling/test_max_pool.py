@@ -3,8 +3,6 @@
 Compiled as users compile, with all optimisations of XLA.
 """
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -181,26 +179,3 @@ def test_numpy_arrays_and_objects_with_a_jax_array_method_are_accepted():
 
     assert pool(Whole(), (2,)).tolist() == [1, 2, 3]
     assert pool(np.arange(4.0, dtype=np.float32), (2,)).tolist() == pool(Parameter(), (2,)).tolist() == [1, 2, 3]
-
-
-# --- the public interface ---
-
-
-def test_the_signature_is_the_published_one():
-    parameters = inspect.signature(jpool.max_pool).parameters
-    assert {name: p.default for name, p in parameters.items() if p.default is not p.empty} == {
-        "strides": None, "padding": "VALID", "window_dilation": None, "ceil_mode": False, "channel_axis": -1,
-        "ties": "first", "forward_mode": False,
-    }  # fmt: skip
-    assert [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [
-        "window_dilation",
-        "ceil_mode",
-        "channel_axis",
-        "ties",
-        "forward_mode",
-    ]
-
-
-def test_jax_refuses_forward_mode_by_default():
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: pool(x, (2,)), (jnp.arange(4.0),), (jnp.ones(4),))
