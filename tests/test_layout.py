@@ -14,22 +14,20 @@ SHARED = ["checks", "jax_extensions"]
 INTERNALS = r"jax\.(_src|core|interpreters|extend)|manual_axis_type|(spec|sharding)\.update\("
 
 
+PLATFORMS = ("cpu", "gpu", "tpu")  # folders that are listed as one
+
+
 def order(package):
     """The modules in the order in which the docstring of a package lists them."""
     return re.findall(r"^    ([\w/]+) +\S", PACKAGES[package].__doc__, re.MULTILINE)
 
 
-PLATFORMS = ("cpu", "gpu", "tpu")  # folders that are listed as one
-
-
 def modules(package):
-    """The path of every module of a package, by its name in the list."""
-    paths = {
-        path: path.relative_to(LIBRARY / package).with_suffix("").as_posix()
-        for path in (LIBRARY / package).rglob("*.py")
-        if path.name != "__init__.py" or path.parent.name in PLATFORMS
-    }
-    return {path: as_listed(name) for path, name in paths.items()}
+    """The name in the list of every module of a package, by its path."""
+    paths = [
+        path for path in (LIBRARY / package).rglob("*.py") if path.parent.name in PLATFORMS or path.stem != "__init__"
+    ]
+    return {path: as_listed(path.relative_to(LIBRARY / package).with_suffix("").as_posix()) for path in paths}
 
 
 def as_listed(name):
@@ -43,14 +41,12 @@ def imported(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "jpool":
-                while not (LIBRARY.joinpath(*parts[1:]).with_suffix(".py").exists()) and len(parts) > 1:
-                    if LIBRARY.joinpath(*parts[1:]).is_dir():
-                        break
-                    parts.pop()
-                yield "/".join(parts[1:])
+        for first, *parts in (name.split(".") for name in names):
+            if first == "jpool":
+                paths = [
+                    "/".join(parts[:length]) for length in range(len(parts), -1, -1)
+                ]  # a name in a module, or a module
+                yield next(path for path in paths if (LIBRARY / path).is_dir() or (LIBRARY / f"{path}.py").exists())
 
 
 def test_the_packages_import_nothing_from_each_other():
@@ -60,9 +56,8 @@ def test_the_packages_import_nothing_from_each_other():
 
 
 def test_both_share_only_checks_and_the_extensions_of_jax():
-    assert sorted(path.name for path in LIBRARY.iterdir() if path.name != "__pycache__") == sorted(
-        ["README.md", "__init__.py", "py.typed", *PACKAGES, *(f"{name}.py" for name in SHARED)]
-    )
+    listed = {"README.md", "__init__.py", "py.typed", *PACKAGES, *(f"{name}.py" for name in SHARED)}
+    assert {path.name for path in LIBRARY.iterdir()} - {"__pycache__"} == listed
     for name in SHARED:
         assert list(imported(LIBRARY / f"{name}.py")) == []
 

@@ -13,10 +13,8 @@ import jpool.per_example
 import jpool.pooling
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {
-    name: (ROOT / name).read_text()
-    for name in ("README.md", "jpool/README.md", "experiments/README.md", "experiments/SPEED.md")
-}
+NAMES = "README.md", "jpool/README.md", "experiments/README.md", "experiments/SPEED.md"
+PAGES = {name: (ROOT / name).read_text() for name in NAMES}
 README, REFERENCE = PAGES["README.md"], PAGES["jpool/README.md"]
 
 
@@ -37,24 +35,19 @@ def test_examples_print_the_output_below_them(page, examples):
         assert printed.getvalue().strip() == text.strip()
 
 
-def test_each_command_is_one_line_that_makes_its_own_environment():
+def test_the_front_page_is_short_and_each_command_makes_its_own_environment():
+    assert len(README.splitlines()) <= 170
     commands = [block for language, block in blocks(README) if language == "bash"]
     for command, purpose in zip(commands, ["python -m experiments.train_digits", "python -m pytest"], strict=True):
-        assert re.fullmatch(r"python3 -m venv \.venv && [^\n]*pip install [^\n]* && [^\n]*\n", command)
-        assert purpose in command
-
-
-def test_the_front_page_is_short():
-    assert len(README.splitlines()) <= 170
+        assert re.fullmatch(rf"python3 -m venv \.venv && [^\n]*pip install [^\n]* && [^\n]*{purpose}[^\n]*\n", command)
 
 
 # --- the reference ---
 
 
 def bare_signature(function):
-    signature = inspect.signature(function)
-    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)).replace("'", '"')
+    bare = [one.replace(annotation=one.empty) for one in inspect.signature(function).parameters.values()]
+    return str(inspect.Signature(bare)).replace("'", '"')
 
 
 def test_every_public_name_has_its_row_with_its_real_signature_and_file():
@@ -70,16 +63,11 @@ def test_every_public_name_has_its_row_with_its_real_signature_and_file():
             assert f"({shown})" == bare_signature(function), name
 
 
-def test_every_argument_of_max_pool_has_its_row():
-    for name in inspect.signature(jpool.max_pool).parameters:
-        assert re.search(rf"^\| `{name}` \|", REFERENCE, re.MULTILINE), name
-
-
-def test_the_edge_table_has_the_rows_of_the_docstring():
+def test_the_tables_have_every_argument_of_max_pool_and_the_edge_cases_of_its_docstring():
     table = re.findall(r"^    (\S.*?)  +\S", inspect.getdoc(jpool.max_pool).replace("\n", "\n    "), re.MULTILINE)
     rows = [row for row in table if not row.startswith("=")]
     assert len(rows) == 7
-    for row in rows:
+    for row in (*rows, *(f"`{name}`" for name in inspect.signature(jpool.max_pool).parameters)):
         assert re.search(rf"^\| {re.escape(row)} \|", REFERENCE, re.MULTILINE), row
 
 
@@ -97,6 +85,10 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_first_link_is_the_whole_idea_on_one_page():
+    assert re.search(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", README)[1] == "experiments/one_page.py"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_to_a_file_and_a_heading(page):
     for link in re.findall(r"\]\((?!https://)([^)]+)\)", PAGES[page]):
@@ -104,11 +96,6 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         target = (ROOT / page).parent.joinpath(path).resolve() if path else ROOT / page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target.relative_to(ROOT).as_posix()), link
-
-
-def test_the_first_link_is_the_whole_idea_on_one_page():
-    links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", README)
-    assert links[0] == "experiments/one_page.py"
 
 
 def test_every_module_has_a_row_in_the_order_of_its_package():
