@@ -14,7 +14,7 @@ from jpool.pooling.plain.ties import RULES
 
 MULTIPLE = 720720  # of every number up to 16: shares among up to 16 winners are whole numbers, and sums are exact
 # Each case is pooled with the default rule, and with one of the others in turn.
-OTHERS = itertools.cycle([("last", False), ("split", False), ("none", False), *[(ties, True) for ties in RULES]])
+OTHERS = itertools.cycle([*((ties, False) for ties in RULES if ties != "first"), *((ties, True) for ties in RULES)])
 RULE_OF = dict(zip(CASES, OTHERS, strict=False))
 
 

@@ -61,9 +61,7 @@ def argmax(x):
 
 FUNCTIONS = {
     "max_pool": partial(jpool.max_pool, **SAME),
-    "min_pool": partial(jpool.min_pool, **SAME),
     "forward_mode": partial(jpool.max_pool, **SAME, forward_mode=True),
-    "values": lambda x: jpool.max_pool_with_argmax(x, **SAME)[0],
     "adaptive_max_pool": partial(jpool.adaptive_max_pool, output_shape=(4, 5)),
     "many windows": partial(jpool.adaptive_max_pool, output_shape=(83, 3)),
     "global_max_pool": jpool.global_max_pool,
