@@ -21,15 +21,9 @@ from experiments.digits.data import Digits
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SMALLEST = {
-    "two_inputs": "--examples 2",
-    "batch_routing": "--examples 6",
-    "wrong_averages": "--steps 1",
-    "caffe_parity": "--steps 1",
-    "ties": "--seeds 1 --steps 1",
-    "optimisers": "--steps 2",
-    "scaling": "",
-    "noise_scale": "--steps 2",
-}
+    "two_inputs": "--examples 2", "batch_routing": "--examples 6", "wrong_averages": "--steps 1", "caffe_parity": "--steps 1",
+    "ties": "--seeds 1 --steps 1", "optimisers": "--steps 2", "scaling": "", "noise_scale": "--steps 2",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", mostly_exhaustive(SMALLEST, ["two_inputs"]))
@@ -101,12 +95,6 @@ def test_averaged_errors_multiply_mean_errors_and_mean_inputs():
     wrong, right = (jax.jit(partial(gradient, LINEAR, cost=cost))(params, xs, labels)["out"] for gradient in ways)
     assert (wrong["b"].item(), right["b"].item()) == (1.5, 1.5)  # errors 1 and 2
     assert (wrong["w"].item(), right["w"].item()) == (3.0, 3.5)  # 1.5 * 2; (1 * 1 + 2 * 3) / 2
-
-
-def test_likeness_of_a_gradient_with_itself_is_1():
-    params, batch = {"out": {"w": np.ones((2, 3)), "b": np.zeros(3)}}, (np.eye(2), np.array([1, 2]))
-    likenesses = wrong_averages.likenesses(LINEAR, shortcuts.of_mean_loss, [params], [batch], [0])
-    np.testing.assert_allclose(likenesses, [[1, 1]], rtol=1e-5)
 
 
 # --- Caffe ---

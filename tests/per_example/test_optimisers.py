@@ -39,17 +39,12 @@ COMPOSED = {
     ),
 }  # fmt: skip
 NEEDS_THE_LOSS = {"lbfgs": "grad, value_fn", "sophia": "obj_fn"}
-OTHERS = {"dpsgd"}  # needs per-example gradients
 
 
 def from_a_learning_rate(module):
     """Its functions that need one and nothing else."""
     for name, function in vars(module).items():
-        if (
-            isinstance(function, FunctionType | partial)
-            and not name.startswith(("_", "scale_by"))
-            and name not in OTHERS
-        ):
+        if isinstance(function, FunctionType | partial) and not name.startswith(("_", "scale_by", "dpsgd")):
             parameters = inspect.signature(function).parameters.values()
             required = {one.name for one in parameters if one.default is one.empty}
             if "learning_rate" in {one.name for one in parameters} and required <= {"learning_rate"}:
@@ -87,18 +82,12 @@ def assert_close(state, params, opt_state, name):
 # Each differs from the others in kind, and some run on a mesh.
 TYPICAL = {
     "noisy_sgd": None,  # its state has a random key
-    "momo": None,  # it needs the loss
+    "momo": None, "reduce_on_plateau": None,  # they need the loss; the second in a chain
     "adafactor": None,  # arrays of other shapes than the parameters
-    "sam": AxisType.Explicit,  # its state holds the parameters, as those of the next four
-    "masked": AxisType.Auto,
-    "schedule_free": None,
-    "after the mean": None,
-    "a user's": AxisType.Explicit,
-    "reduce_on_plateau": None,  # needs the loss, inside a chain
+    "sam": AxisType.Explicit, "masked": AxisType.Auto, "schedule_free": None, "after the mean": None, "a user's": AxisType.Explicit,  # their states hold the parameters
     "MultiSteps": None,  # one update for two steps
-    "multi_transform": None,
-    "inject_hyperparams": None,
-}
+    "multi_transform": None, "inject_hyperparams": None,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TYPICAL)

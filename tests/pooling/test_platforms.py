@@ -42,22 +42,13 @@ def on_every_platform(pooling, *arrays, platforms=ARRANGEMENTS):
 
 def assert_all_are_equal(results):
     """Bit for bit, except for the bits of NaNs and, where no winner is asked for or sums are made, the sign of zeros."""
-    first, *others = results.values()
+    # As a dtype in which NumPy knows that NaNs are equal.
+    first, *others = jax.tree.map(lambda array: np.asarray(array, np.float64), list(results.values()))
     for other in others:
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(wide(a), wide(b)), first, other)
-        np.testing.assert_array_equal(
-            np.signbit(wide(first[0])) & numbers(first[0]), np.signbit(wide(other[0])) & numbers(other[0])
-        )
-    return first
-
-
-def wide(array):
-    """As a dtype in which NumPy knows that NaNs are equal."""
-    return np.asarray(array, np.float64)
-
-
-def numbers(array):
-    return ~np.isnan(wide(array))
+        jax.tree.map(np.testing.assert_array_equal, other, first)
+        number = ~np.isnan(first[0])
+        np.testing.assert_array_equal(np.signbit(other[0])[number], np.signbit(first[0])[number])
+    return next(iter(results.values()))
 
 
 def whole_numbers(rng, *shape):
@@ -97,9 +88,8 @@ def test_adaptive_windows_have_the_same_results_on_every_arrangement(sizes, outp
 @pytest.mark.parametrize("ties", ["last", "split", "none"])
 def test_large_windows_of_every_rule_on_every_arrangement(ties):
     pooling, rng = resolved((20, 23, 2), (20, 12), (1, 3), (0, 5))._replace(ties=ties), np.random.default_rng(0)
-    xs, ct = rng.integers(0, 40, (1, 20, 23, 2)), 720720 * rng.integers(-9, 10, (1, *pooling.values_shape))
-    xs, ct = xs.astype(np.float32), ct.astype(np.float32)
-    assert_all_are_equal(on_every_platform(pooling, xs, ct, np.zeros_like(xs), platforms=["cpu", "gpu", "tpu"]))
+    xs, ct = 3 + whole_numbers(rng, 1, 20, 23, 2), 720720 * whole_numbers(rng, 1, *pooling.values_shape)
+    assert_all_are_equal(on_every_platform(pooling, xs, ct, xs, platforms=["cpu", "gpu", "tpu"]))
 
 
 COVERED = {  # one window covers these axes: all, those beside padding, those around an axis of one window each
@@ -130,23 +120,14 @@ def test_axes_that_one_window_covers(name, dtype, minimum, ties):
     assert_all_are_equal(on_every_platform(pooling, xs, ct, t, platforms=["gpu", "cpu"]))
 
 
-def test_cotangents_of_16_bits_add_up_in_float32_on_every_arrangement():
+@pytest.mark.parametrize("window", [4, 9, 31])
+def test_cotangents_of_16_bits_add_up_in_float32_on_every_arrangement(window):
     """Added in bfloat16, 256 + 1 is 256."""
-
-    def gradient(platform, window):
-        pooling = resolved((2 * window - 1,), (window,), channel_axis=None)
-        x = jnp.zeros(2 * window - 1, jnp.bfloat16).at[window - 1].set(1)  # the winner of all windows
-        ct = jnp.ones(window, jnp.bfloat16).at[0].set(256)
-        _, winners = all_steps.select(platform, pooling, x)
-        return all_steps.route(platform, pooling, winners, ct)
-
-    windows = 4, 9, 31
-    all_of_them = jax.jit(lambda: {name: [gradient(p, w) for w in windows] for name, p in ARRANGEMENTS.items()})()
-    for gradients in all_of_them.values():
-        for window, actual in zip(windows, gradients, strict=True):
-            expected = np.zeros(2 * window - 1).astype(jnp.bfloat16)
-            expected[window - 1] = 256 + window - 1
-            np.testing.assert_array_equal(actual, expected, strict=True)
+    pooling, x = resolved((2 * window - 1,), (window,), channel_axis=None), np.zeros((1, 2 * window - 1))
+    x[0, window - 1] = 1  # the winner of all windows
+    ct = np.append(256, np.ones(window - 1))[None].astype(jnp.bfloat16)
+    *_, gradient, _ = assert_all_are_equal(on_every_platform(pooling, x.astype(jnp.bfloat16), ct, x))
+    np.testing.assert_array_equal(gradient, (x * (256 + window - 1)).astype(jnp.bfloat16), strict=True)
 
 
 def test_a_large_table_that_is_computed_has_the_same_numbers():
@@ -198,43 +179,29 @@ AXES = [
 
 
 def test_each_window_is_in_one_run_and_reads_exactly_its_real_elements():
+    position = lambda axis, window, tap, dilation: window * axis.stride + tap * dilation - axis.low  # noqa: E731
     for axis in AXES:
         read = []
         for run in runs(axis):
             for window in range(run.axis.output):
                 taps = range(run.axis.window)
-                coordinates = [window * run.axis.stride + tap * axis.dilation - run.axis.low for tap in taps]
-                read.append([(run.first_tap + tap, coordinate) for tap, coordinate in enumerate(coordinates)])
-        positions = (
-            [o * axis.stride + tap * axis.dilation - axis.low for tap in range(axis.window)] for o in range(axis.output)
-        )
-        assert read == [[(tap, p) for tap, p in enumerate(window) if 0 <= p < axis.size] for window in positions], axis
+                read.append([(run.first_tap + tap, position(run.axis, window, tap, axis.dilation)) for tap in taps])
+        all_taps = lambda o, axis=axis: [(tap, position(axis, o, tap, axis.dilation)) for tap in range(axis.window)]  # noqa: E731
+        assert read == [[(tap, p) for tap, p in all_taps(o) if 0 <= p < axis.size] for o in range(axis.output)], axis
 
 
 def test_windows_of_one_size_and_distance_are_one_run():
-    of_every_element = runs(Axis(10**6, 3, 1, 1, 1, 10**6))
-    assert [(run.axis.output, run.axis.window, run.first_tap) for run in of_every_element] == [
-        (1, 2, 1),
-        (10**6 - 2, 3, 0),
-        (1, 2, 0),
-    ]
-    of_adaptive = runs(adaptive((30,), (7,)).axes[0])
-    assert [(-run.axis.low, run.axis.window, run.axis.output) for run in of_adaptive] == [
-        (0, 5, 3),
-        (12, 6, 1),
-        (17, 5, 3),
-    ]
+    as_numbers = lambda axis: [(-run.axis.low, run.axis.window, run.axis.output) for run in runs(axis)]  # noqa: E731
+    assert as_numbers(Axis(10**6, 3, 1, 1, 1, 10**6)) == [(0, 2, 1), (0, 3, 10**6 - 2), (10**6 - 2, 2, 1)]
+    assert as_numbers(adaptive((30,), (7,)).axes[0]) == [(0, 5, 3), (12, 6, 1), (17, 5, 3)]
 
 
 def test_arrays_are_read_in_place_if_few_windows_overhang_and_none_on_the_last_axis():
-    no_overhang, two_overhang, four_overhang = Axis(9, 3, 1, 1, 0, 7), Axis(9, 3, 1, 1, 1, 9), Axis(9, 5, 1, 1, 2, 9)
+    none, two, four = Axis(9, 3, 1, 1, 0, 7), Axis(9, 3, 1, 1, 1, 9), Axis(9, 5, 1, 1, 2, 9)  # windows that overhang
     assert MAX_EDGES == 3
-    assert reads_in_place([no_overhang, no_overhang])
-    assert reads_in_place([two_overhang, two_overhang, no_overhang])
-    assert not reads_in_place([no_overhang, two_overhang])
-    assert reads_in_place([no_overhang, two_overhang], last_axis_edges=2)
-    assert not reads_in_place([no_overhang, two_overhang], last_axis_edges=1)
-    assert not reads_in_place([four_overhang, no_overhang])
+    assert all(map(reads_in_place, ([none, none], [two, two, none])))
+    assert not any(map(reads_in_place, ([none, two], [four, none])))
+    assert [reads_in_place([none, two], last_axis_edges=edges) for edges in (1, 2)] == [False, True]
 
 
 SELECTS_IN_PLACE = {

@@ -57,11 +57,9 @@ def test_an_adaptive_window_in_steps_reads_its_elements_in_row_major_order(sizes
 @pytest.mark.parametrize("name", CASES)
 def test_each_step_starts_from_the_result_of_the_step_before_it(name):
     whole = geometry(CASES[name])
-    all_steps = steps(whole)
-    assert all_steps[0].example_shape == whole.example_shape
-    assert all_steps[-1].values_shape == whole.values_shape
-    for before, after in pairwise(all_steps):
-        assert before.values_shape == after.example_shape
+    shapes = [(step.example_shape, step.values_shape) for step in steps(whole)]
+    assert (shapes[0][0], shapes[-1][1]) == (whole.example_shape, whole.values_shape)
+    assert all(values == example for (_, values), (example, _) in pairwise(shapes))
 
 
 def test_small_windows_are_one_step_and_huge_windows_are_few():

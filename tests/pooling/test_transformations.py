@@ -162,13 +162,10 @@ def test_forward_mode_passes_through_loops_branches_and_remat():
 @pytest.mark.parametrize("name", ["max_pool", "adaptive_max_pool"])
 def test_the_residual_of_forward_mode_is_as_large_as_the_defaults(name):
     function, shape = POOLS[name]
-    saved = {}
-    for mode in (False, True):
-        for wrapped in (partial(function, forward_mode=mode), jax.jit(partial(function, forward_mode=mode))):
-            _, backward = jax.vjp(wrapped, np.zeros(shape, np.float32))
-            saved[mode, wrapped] = sum(leaf.nbytes for leaf in jax.tree.leaves(backward) if hasattr(leaf, "nbytes"))
-    assert len(set(saved.values())) == 1
-    assert 0 not in saved.values()
+    modes = [partial(function, forward_mode=mode) for mode in (False, True)]
+    saved = [jax.tree.leaves(jax.vjp(f, np.zeros(shape, np.float32))[1]) for f in (*modes, *map(jax.jit, modes))]
+    (size,) = {sum(leaf.nbytes for leaf in leaves if hasattr(leaf, "nbytes")) for leaves in saved}
+    assert size > 0
 
 
 @pytest.mark.parametrize("name", POOLS)
