@@ -139,6 +139,7 @@ ERRORS = {
     "negative padding": (IMAGE, {"padding": -1}, ValueError, "padding must be one of.*got -1."),
     "negative side": (IMAGE, {"padding": ((0, -1), 0)}, ValueError, "padding must be one of.*got (0, -1)"),
     "float padding": (IMAGE, {"padding": 1.0}, TypeError, "padding must be one of.*got 1.0 of type float"),
+    "float side": (IMAGE, {"padding": ((0, 1.5), 0)}, TypeError, "padding must be one of.*got 1.5 of type float in ((0, 1.5), 0)"),
     "bool padding": (IMAGE, {"padding": (True, 1)}, TypeError, "padding must be one of.*got True of type bool"),
     "no padding": (IMAGE, {"padding": None}, TypeError, "padding must be one of.*got None of type NoneType"),
     "long padding": (IMAGE, {"padding": (1, 1, 1)}, ValueError, "padding must have one entry per spatial axis, 2"),
