@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from shared.cases import mostly_exhaustive
 
-from experiments import two_inputs, wrong_averages
+from experiments import two_inputs
 from experiments.common import command
-from experiments.comparisons import caffe, caffe_solvers, linearity, shortcuts
+from experiments.comparisons import caffe, caffe_solvers, shortcuts
 from experiments.digits import data, layers
 from experiments.digits.data import Digits
 
@@ -63,17 +63,6 @@ def test_a_claim_that_does_not_hold_is_an_error(capsys):
 
 
 # --- the shortcuts ---
-
-
-@pytest.mark.exhaustive
-def test_with_one_example_there_is_nothing_to_average_and_every_shortcut_is_right():
-    network = layers.one_channel, layers.convolve("conv"), layers.pool, layers.relu, layers.flatten, layers.dense("out")
-    params = layers.init(jax.random.key(0), {"conv": (3, 3, 1, 2), "out": (8, 10)})
-    example = np.random.default_rng(0).random((1, 6, 6), np.float32), np.array([3])
-    ways = [*wrong_averages.WAYS.values(), shortcuts.of_mean_loss]  # the right one first
-    right, *others = (jax.jit(gradient, static_argnums=0)(network, params, *example) for gradient in ways)
-    for other in others:
-        assert linearity.relative_error(other, right) < 1e-6
 
 
 def test_shared_routing_averages_cotangents_and_winners():

@@ -172,13 +172,6 @@ def test_real_digits_are_split_evenly():
     assert not {image.tobytes() for image in digits.test_images} & {image.tobytes() for image in digits.train_images}
 
 
-@pytest.mark.exhaustive
-def test_another_optimizer_learns_with_its_own_rate(saving, capsys):
-    train_digits.main([*saving, "--optimizer", "adam"])
-    losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
-    assert losses[-1] < losses[0]
-
-
 def test_a_terminal_has_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     with progress.bar(12, 3) as bar:

@@ -1,7 +1,7 @@
 """The reference's table of other libraries, row by row: their call and ours, for libraries that are installed.
 
 Caffe, which no package installs, and TensorFlow, which is too large for a test, are written in NumPy from their sources
-or documentation. If TensorFlow is installed, it is used instead.
+or documentation.
 """
 
 import importlib.util
@@ -111,14 +111,6 @@ def onnx(code, x):
 
 
 def tensorflow(code, x):
-    if importlib.util.find_spec("tensorflow"):
-        tf = importlib.import_module("tensorflow")
-        image = tf.constant(x)
-        with tf.GradientTape() as tape:
-            tape.watch(image)
-            values = eval(code, {"tf": tf, "x": image})
-        gradient = tape.gradient(values, image, cotangent(values.shape)) if values.dtype == tf.float32 else None
-        return values.numpy(), None, gradient if gradient is None else gradient.numpy()
     pool = lambda x, k, s, padding: of_windows(x, lambda x: oracle.windows(x, (k, k), s, padding))  # noqa: E731
     tf = SimpleNamespace(nn=SimpleNamespace(max_pool2d=pool, max_pool_with_argmax=with_argmax_of_tensorflow))
     results = eval(code, {"tf": tf, "x": x})
@@ -139,11 +131,10 @@ def of_windows(x, windows):
     """Each example pooled by the oracle: (values, None, gradient)."""
     pooled = [oracle.pool(example, windows(example)) for example in x]
     values = np.stack([values for values, _ in pooled])
-    cts = cotangent(values.shape)
-    gradient = [
-        oracle.share(example.shape, winners, ct) for example, (_, winners), ct in zip(x, pooled, cts, strict=True)
-    ]
-    return values, None, np.stack(gradient).astype(np.float32)
+    routed = (
+        oracle.share(x.shape[1:], winners, ct) for (_, winners), ct in zip(pooled, cotangent(values.shape), strict=True)
+    )
+    return values, None, np.stack(list(routed)).astype(np.float32)
 
 
 def caffe(code, x):

@@ -149,22 +149,17 @@ EACH_AXES = {"values": (0, None), "argmax": (None, 0), "both": (0, 0)}
 @pytest.mark.parametrize("sharded_argument", EACH_AXES)
 def test_unpooling_of_values_and_argmax_sharded_differently(sharded_argument):
     unpool = jax.jit(lambda values, argmax: jpool.max_unpool(values, argmax, (7, 8)))
-    of_batch, explicit_mesh = jax.jit(jax.vmap(unpool, EACH_AXES[sharded_argument])), mesh(AxisType.Explicit)
-    named = {"values": VALUES, "argmax": ARGMAX}
-    is_sharded = {name: sharded_argument in (name, "both") for name in named}
-    batch = [np.stack([a, a[::-1]]) if is_sharded[name] else a for name, a in named.items()]
+    of_batch, on_mesh = jax.jit(jax.vmap(unpool, EACH_AXES[sharded_argument])), mesh(AxisType.Explicit)
+    is_sharded = [sharded_argument in (name, "both") for name in ("values", "argmax")]
+    pairs = list(zip((VALUES, ARGMAX), is_sharded, strict=True))
+    batch = [np.stack([array, array[::-1]]) if sharded else array for array, sharded in pairs]
     expected, expected_batch = unpool(VALUES, ARGMAX), of_batch(*batch)
-    with jax.set_mesh(explicit_mesh):
-        channels = [
-            place(a, explicit_mesh, *((None, None, "d") if is_sharded[name] else ())) for name, a in named.items()
-        ]
-        np.testing.assert_array_equal(unpool(*channels), expected)
-        placed = [
-            place(a, explicit_mesh, *(("d",) if is_sharded[name] else ())) for name, a in zip(named, batch, strict=True)
-        ]
-        actual = of_batch(*placed)
-        assert along_mesh(actual) == (0,)
-        np.testing.assert_array_equal(actual, expected_batch)
+    with jax.set_mesh(on_mesh):
+        channels = unpool(*(place(array, on_mesh, None, None, "d" if sharded else None) for array, sharded in pairs))
+        actual = of_batch(*(place(a, on_mesh, "d" if s else None) for a, s in zip(batch, is_sharded, strict=True)))
+    np.testing.assert_array_equal(channels, expected)
+    np.testing.assert_array_equal(actual, expected_batch)
+    assert along_mesh(actual) == (0,)
 
 
 def test_inside_shard_map_arrays_that_differ_between_devices_are_marked_varying():
