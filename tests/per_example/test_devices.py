@@ -264,10 +264,13 @@ def test_without_a_mesh_parameters_may_be_on_all_devices_of_an_auto_mesh():
 def test_operands_on_different_devices_are_refused_by_name(name, operand):
     arguments = jax.device_put(operands(name), jax.devices()[1])
     first = operand in ("params", "state")
-    for elsewhere in [jax.devices()[2], *[NamedSharding(make_mesh(4), P())] * first]:
+    for elsewhere, shown in [
+        (jax.devices()[2], str(jax.devices()[2])),
+        *[(NamedSharding(make_mesh(4), P()), "4 devices")] * first,
+    ]:
         moved = jax.device_put(arguments[operand], elsewhere)
-        got = rf"{operand}.* on .*batch\[0\]\[0\] on" if first else rf".* on .*\b{operand}.* on"
-        text = rf"{name}.*: all arrays must be on the same devices; got {got} .*device_put"
+        got = rf"{operand}.* on {shown}.*batch\[0\]\[0\] on" if first else rf".* on .*\b{operand}.* on {shown}"
+        text = rf"{name}.*: all arrays must be on the same devices; got {got}.*device_put"
         with pytest.raises(ValueError, match=text):
             call(MAKERS[name](dense), {**arguments, operand: moved})
 

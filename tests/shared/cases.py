@@ -70,6 +70,7 @@ CASES = {
     "long_only_padding": Case("all-padding blocks", (5, 1), (9,), {"padding": ((20, 11),)}),
     "taps_255": Case("the largest window that has uint8 winners", (18, 16), (17, 15), {"channel_axis": None}),
     "taps_256": Case("one tap more: uint16 winners", (17, 18), (16, 16), {"channel_axis": None, "padding": 1}),
+    "taps_64": Case("the largest window that max_unpool pools in one step; along every axis an element is in no window", (10, 6, 6, 6), (4, 4, 2, 2), {"channel_axis": None, "strides": (5, 5, 3, 3)}),
     "volume_large": Case("three axes, each pooled in steps", (6, 7, 6), (3, 4, 3), {"channel_axis": None, "strides": (1, 2, 1), "padding": 1}),
 }  # fmt: skip
 
