@@ -28,6 +28,7 @@ def _no_programs_of_other_modules():
     """The compiled programs of all modules would take several GB."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
