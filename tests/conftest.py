@@ -1,7 +1,9 @@
 """Implicit promotion is an error in tests of the library; tests of experiments allow it, as JAX does by default."""
 
+import ctypes
 import gc
 import os
+import sys
 
 import jax
 import jaxlib
@@ -28,7 +30,8 @@ def _no_programs_of_other_modules():
     """The compiled programs of all modules would take several GB."""
     yield
     jax.clear_caches()
-    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # the memory of compiling goes back to the system
 
 
 @pytest.fixture
