@@ -150,18 +150,16 @@ def define_batching(primitive: Primitive, rule: Callable[..., Any]) -> None:
     batching.primitive_batchers[primitive] = rule
 
 
-def define_lowering(
-    primitive: Primitive, function: Callable[..., Any], platform: str | None = None, *, shardings: bool = True
-) -> None:
+def define_lowering(primitive: Primitive, function: Callable[..., Any], platform: str | None = None) -> None:
     """Lowers a primitive as a function of its operands and params, for one platform or for all.
 
-    Without `shardings` the function sees plain arrays, and XLA's partitioner decides what each device computes.
+    The function sees plain arrays and no mesh: XLA's partitioner decides what each device computes. With the mesh of a
+    surrounding `jax.set_mesh`, JAX would put everything that the function computes on every device, whole.
     """
 
     def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
-        if not shardings:
-            ctx = ctx.replace(avals_in=[plain_type(aval) for aval in ctx.avals_in])
-        lowered = mlir.lower_fun(lambda *arrays: function(*arrays, **params), primitive.multiple_results)
-        return lowered(ctx, *operands)
+        lowered = mlir.lower_fun(partial(function, **params), primitive.multiple_results)
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return lowered(ctx.replace(avals_in=[plain_type(aval) for aval in ctx.avals_in]), *operands)
 
     mlir.register_lowering(primitive, rule, platform=platform)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from shared.programs import compiled_instructions
 
 import jpool
 
@@ -106,6 +107,16 @@ def test_an_auto_mesh_has_the_same_results():
 def along_mesh(array):
     """The axes of an array that are split."""
     return tuple(i for i, along in enumerate(jax.typeof(array).sharding.spec) if along == "d")
+
+
+def test_no_device_sends_anything_and_both_branches_are_sharded_alike_on_an_explicit_mesh():
+    pool, explicit_mesh = jax.vmap(FUNCTIONS["max_pool"]), mesh(AxisType.Explicit)
+    either = lambda x: jax.lax.cond(x.sum() > 0, pool, lambda x: -pool(-x), x)  # noqa: E731
+    with jax.set_mesh(explicit_mesh):
+        sharded = place(XS, explicit_mesh, "d")
+        used = compiled_instructions(value_and_gradient(pool), sharded)
+        assert not used & {"all-gather", "all-reduce", "all-to-all", "collective-permute"}
+        np.testing.assert_array_equal(jax.jit(either)(sharded), pool(sharded))
 
 
 def test_every_function_works_outside_of_jit_on_an_explicit_mesh():

@@ -126,7 +126,7 @@ PROGRAMS: dict[extensions.Primitive, Callable[..., Any]] = {
 def define_platform(name: str | None, platform: Platform) -> None:
     """Lowers all primitives in the way of a platform: "cpu", "tpu", "cuda", "rocm"; None for all others."""
     for primitive, program in PROGRAMS.items():
-        extensions.define_lowering(primitive, partial(program, platform), name, shardings=False)
+        extensions.define_lowering(primitive, partial(program, platform), name)
 
 
 for primitive in PROGRAMS:
