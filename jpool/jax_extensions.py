@@ -9,9 +9,9 @@ JAX may change these between releases without a deprecation period. Each use has
 `manual_axis_type` of `jax.typeof`          which arrays differ between devices in a `jax.shard_map`. Without it:
                                             gradients there are summed over devices, which is wrong.
 `sharding` of `jax.typeof`, `update`        result types on Explicit meshes. Without it: such meshes must be refused.
-`Jaxpr`, `jaxpr_as_fun`,                    the layout of convolutions in per-example gradients. Without them: wrong
-(`jax.extend.core`),                        gradients of examples that XLA alone knows to be split, slow loops on a CPU.
-`jax.lax.conv_general_dilated_p`
+`Jaxpr`, `Literal`, `jaxpr_as_fun`,         the layout of convolutions in per-example gradients. Without them: wrong
+`jaxprs_in_params`, `primitives`            gradients of examples that XLA alone knows to be split, slow loops on a CPU.
+(`jax.extend.core`); fields of equations    And `replace_pooling`.
 `jax.core.Tracer`                           whether an array has a value to check. Without it: no checks of values.
 ==========================================  ===========================================================================
 """
@@ -58,7 +58,8 @@ def with_partitions(sharding: Any, partitions: Sequence[Any]) -> Any:
 def result_type(operands: Sequence[Any], shape: Sequence[Any], kept_axes: Iterable[int], dtype: Any = None) -> Any:
     """The type of a result: sharded as the operands are along the kept axes, replicated along the others.
 
-    Operands may have fewer axes than the result: their last ones. Without dtype it is that of the last operand.
+    Operands may have fewer axes than the result: their last ones. Without dtype it is that of the last operand, and
+    promoted as that one is.
     """
     partitions = [None] * len(shape)
     for i in kept_axes:
@@ -67,7 +68,8 @@ def result_type(operands: Sequence[Any], shape: Sequence[Any], kept_axes: Iterab
     like, shardings = operands[-1], [one.sharding for one in operands]
     sharding = next((sharding for sharding in shardings if not sharding.mesh.empty), like.sharding)
     sharding = with_partitions(sharding, partitions)
-    return like.update(shape=tuple(shape), dtype=dtype or like.dtype, weak_type=False, sharding=sharding)
+    is_weak = like.weak_type and dtype is None
+    return like.update(shape=tuple(shape), dtype=dtype or like.dtype, weak_type=is_weak, sharding=sharding)
 
 
 def plain_type(like: Any) -> Any:

@@ -20,6 +20,7 @@ from jax import lax
 
 from jpool.checks import is_int
 from jpool.jax_extensions import core, is_staging
+from jpool.jaxprs import Rewriter, calling
 
 
 def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,30 +39,13 @@ def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     return of_arrays
 
 
-def _rewritten(part: Any) -> Any:
-    """A jaxpr, or another parameter of an equation, with every convolution in it rewritten; itself if it has none."""
-    if isinstance(part, core.Jaxpr):
-        equations = [_rewritten_equation(equation) for equation in part.eqns]
-        changed = any(new is not old for new, old in zip(equations, part.eqns, strict=True))
-        return part.replace(eqns=equations) if changed else part
-    if isinstance(getattr(part, "jaxpr", None), core.Jaxpr):  # a closed jaxpr, which is another class in older versions
-        jaxpr = _rewritten(part.jaxpr)
-        return part.replace(jaxpr=jaxpr) if jaxpr is not part.jaxpr else part
-    if type(part) is tuple:
-        parts = tuple(map(_rewritten, part))
-        return parts if any(new is not old for new, old in zip(parts, part, strict=True)) else part
-    return part
-
-
-def _rewritten_equation(equation: Any) -> Any:
+def _with_channels_last(equation: Any) -> Any:
     if equation.primitive is not lax.conv_general_dilated_p:
-        params = {name: _rewritten(value) for name, value in equation.params.items()}
-        changed = any(params[name] is not value for name, value in equation.params.items())
-        return equation.replace(params=params) if changed else equation
-    convolve = jax.jit(partial(_convolve_channels_last, **equation.params))
-    with jax.disable_jit(False):  # one call, whatever the user has set
-        (call,) = jax.make_jaxpr(convolve)(*(variable.aval for variable in equation.invars)).eqns
-    return call.replace(invars=equation.invars, outvars=equation.outvars)
+        return equation
+    return calling(partial(_convolve_channels_last, **equation.params), equation)
+
+
+_rewritten = Rewriter(_with_channels_last)
 
 
 def _convolve_channels_last(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **options: Any) -> jax.Array:

@@ -28,6 +28,7 @@ in order; each imports only modules above it:
     functions/argmax       max_pool_with_argmax and convert_argmax
     functions/adaptive     adaptive_max_pool, adaptive_max_pool_with_argmax and global_max_pool
     functions/unpool       max_unpool
+    functions/replace      replace_pooling
 """
 
 from jpool.pooling import cpu as cpu  # everything works without these lines and folders

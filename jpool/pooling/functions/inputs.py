@@ -81,6 +81,12 @@ def _is_unsupported(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) and dtype.kind != "m" and jnp.iinfo(dtype).bits < 4
 
 
+def is_pooled_dtype(dtype: Any) -> bool:
+    """Whether arrays of this dtype of JAX can be pooled."""
+    is_real = dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    return is_real and not _is_unsupported(dtype)
+
+
 def _check_narrowing(function: str, name: str, x: Any) -> None:
     """Refuses integers of NumPy that JAX would replace by others, because it has only 32 bits unless it is told."""
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.size:

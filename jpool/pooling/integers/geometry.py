@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jpool.checks import check_flag
+from jpool.checks import check_flag, is_int
 from jpool.pooling.integers import arguments
 from jpool.pooling.integers.arguments import Pad
 
@@ -147,6 +147,31 @@ def resolve(
 def identity(size: int) -> Axis:
     """An axis along which every element is its own window."""
     return Axis(size, 1, 1, 1, 0, size)
+
+
+def over_all_axes(
+    shape: Sequence[int],
+    window_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    window_dilation: Sequence[int],
+) -> Geometry | None:
+    """A pooling with one entry of each argument per axis of the array, as `lax.reduce_window` has them.
+
+    Batch and channels are axes like others, of any size. None if another axis has no known size, elements or windows,
+    or if they are too many.
+    """
+    axes = []
+    for size, window, stride, pad, dilation in zip(shape, window_shape, strides, padding, window_dilation, strict=True):
+        if window == stride == 1 and pad == (0, 0):
+            axes.append(identity(size))
+        elif is_int(size) and size > 0:
+            axes.append(_fit(size, window, stride, dilation, pad, False)[0])
+        else:
+            return None
+    geometry = Geometry(tuple(axes))
+    fits = geometry.taps <= arguments.MAX_TAPS and max(geometry.padded_pooled_sizes, default=0) <= arguments.MAX_INDICES
+    return geometry if fits and all(axes[i].output > 0 for i in geometry.pooled) else None
 
 
 def adaptive(sizes: Sequence[int], outputs: Sequence[int]) -> Geometry:
