@@ -1,4 +1,4 @@
-"""max_pool inside a jitted model of Flax, Equinox and Haiku, and the lines of the README that put it there.
+"""max_pool inside a jitted model of Flax, Equinox and Haiku, and the lines of the pages that put it there.
 
 A pooling has no parameters, so jpool has no layer: the model calls the function instead, under `jax.vmap` if it takes a
 batch.
@@ -87,14 +87,16 @@ def test_a_haiku_function():
     check_that_it_learns(params, lambda params, x: model.apply(params, x[None])[0])
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text().split("## Drop it into your model")[1].split("\n## ")[0]
-ROWS = [line for line in README.splitlines() if line.startswith("| ") and "jpool." in line]
+ROOT = Path(__file__).parents[2]
+SECTIONS = {"README.md": "## Drop it into your model", "jpool/README.md": "## One line for a batch"}
+TEXT = "".join((ROOT / page).read_text().split(section)[1].split("\n## ")[0] for page, section in SECTIONS.items())
+ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and "jpool." in line]
 LINES = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in ROWS]
 SIZES = {"T": 2, "B": 3, "H": 8, "W": 6, "C": 4}
 
 
 @pytest.mark.parametrize(("before", "shape", "after"), LINES, ids=[before.replace("`", "") for before, *_ in LINES])
-def test_the_lines_of_the_readme_are_equal_bit_for_bit(before, shape, after):
+def test_the_lines_of_the_pages_are_equal_bit_for_bit(before, shape, after):
     names = {"jax": jax, "jnp": jnp, "jpool": jpool, "partial": partial}
     code = re.search(r"`(.+)`", before)[1]
     for name, module in {"nnx": "flax.nnx", "linen": "flax.linen", "hk": "haiku", "eqx": "equinox"}.items():
