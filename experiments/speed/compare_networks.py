@@ -1,9 +1,11 @@
 """What whole networks gain: complete training steps with the framework's pooling, with jpool's, and with slices.
 
-A strided slice in place of every pooling is about the limit that a faster pooling could reach. The steps with the
-framework's pooling (Flax's or Equinox's, which call lax; `x.max` over whole axes) and with jpool's start from the same
-parameters and must end with the same ones, to 1e-4 of the largest update on a CPU. They are then timed in turn, in one
-process. Temporary memory is what the compiled step needs besides arguments and results.
+jpool's is the framework's model as it is, under `jpool.replace_pooling`; only where the framework takes `x.max` over
+whole axes, which is not replaced, `jpool.global_max_pool` is called instead. A strided slice in place of every pooling
+is about the limit that a faster pooling could reach. The steps with the framework's pooling (Flax's or Equinox's, which
+call lax) and with jpool's start from the same parameters and must end with the same ones, to 1e-4 of the largest update
+on a CPU. They are then timed in turn, in one process. Temporary memory is what the compiled step needs besides
+arguments and results.
 """
 
 import argparse

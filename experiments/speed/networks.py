@@ -7,14 +7,12 @@ reduced where a step would take too long on two cores, and `NETWORKS` states bot
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-import jpool
 from experiments.speed.poolings import global_max_pool, linen, max_pool
 
 
@@ -155,8 +153,7 @@ def equinox_mnist(by: str) -> Any:
     eqx: Any = importlib.import_module("equinox")
     nn, keys = eqx.nn, jax.random.split(jax.random.key(0), 4)
     free = lambda x: x[:, :-1, :-1]  # noqa: E731
-    ours = partial(jpool.max_pool, window_shape=(2, 2), channel_axis=0)
-    pool = nn.MaxPool2d(2) if by == "framework" else nn.Lambda(ours if by == "jpool" else free)
+    pool = nn.Lambda(free) if by == "free" else nn.MaxPool2d(2)
     layers = [nn.Conv2d(1, 3, 4, key=keys[0]), pool, relu, jnp.ravel, nn.Linear(1728, 512, key=keys[1])]
     layers += [
         jax.nn.sigmoid,
@@ -188,6 +185,7 @@ class Network(NamedTuple):
     loss: Callable[[Any, jax.Array], jax.Array] = cross_entropy
     dtype: Any = jnp.float32
     reduced: str = ""  # what is smaller than in the source
+    by_windows: bool = True  # so that `replace_pooling` replaces its poolings; else `x.max` and jpool's are two lines
 
 
 # The numbers of parameters are published, except those of Equinox's example and of TextCNN; PointNet's as 3.5 million.
@@ -200,6 +198,6 @@ NETWORKS = {
     "ResNet-18": Network("torchvision", (4, 224, 224, 3), 11_689_512, resnet18, reduced="batch 4 of 32"),
     "U-Net": Network("arXiv:1505.04597", (1, 252, 252, 1), 31_030_658, unet, reduced="image 252 of 572"),
     "M5": Network("PyTorch, tutorial", (256, 8000, 1), 26_915, m5),
-    "TextCNN": Network("arXiv:1408.5882", (50, 64), 5_990_702, textcnn, dtype=jnp.int32),
-    "PointNet": Network("arXiv:1612.00593, code", (32, 1024, 3), 3_480_049, pointnet, regularised),
+    "TextCNN": Network("arXiv:1408.5882", (50, 64), 5_990_702, textcnn, dtype=jnp.int32, by_windows=False),
+    "PointNet": Network("arXiv:1612.00593, code", (32, 1024, 3), 3_480_049, pointnet, regularised, by_windows=False),
 }

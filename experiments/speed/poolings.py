@@ -1,5 +1,7 @@
 """The poolings of a network, by `by`: the framework's own, jpool's, or "free", which takes elements and compares none.
 
+By windows, a network pools in the framework's way; for "jpool" it is given whole to `jpool.replace_pooling`.
+
 A step with a strided slice in place of every pooling is about the limit that a faster pooling could reach. It is not a
 strict one: XLA fuses the slice and its gradient, a pad, into their neighbours, which may help or not.
 """
@@ -24,10 +26,10 @@ def linen() -> Any:
 def max_pool(by: str, x: jax.Array, side: int, stride: int, padding: int = 0) -> jax.Array:
     """Max pooling of a batch with its channels last, over all axes between batch and channels."""
     axes = x.ndim - 2
-    if by == "framework":
-        return linen().max_pool(x, (side,) * axes, (stride,) * axes, [(padding, padding)] * axes)
-    pool = partial(jpool.max_pool, window_shape=(side,) * axes, strides=stride, padding=padding)
-    return jax.vmap(pool)(x) if by == "jpool" else sliced(x, jax.eval_shape(jax.vmap(pool), x).shape, stride)
+    pool = partial(
+        linen().max_pool, window_shape=(side,) * axes, strides=(stride,) * axes, padding=[(padding, padding)] * axes
+    )
+    return sliced(x, jax.eval_shape(pool, x).shape, stride) if by == "free" else pool(x)
 
 
 def global_max_pool(by: str, x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import jpool
 from experiments.speed.networks import Network, equinox_mnist
 from experiments.speed.poolings import linen
 
@@ -53,8 +54,10 @@ def of_equinox(by: str) -> Model:
 
 
 def model_of(network: Network, by: str) -> Model:
-    """A network with one of the poolings."""
-    return of_equinox(by) if network.body is equinox_mnist else of_linen(network, by)
+    """A network with one of the poolings; with jpool's, the framework's model as it is, replaced whole."""
+    model = of_equinox(by) if network.body is equinox_mnist else of_linen(network, by)
+    is_replaced = by == "jpool" and network.by_windows
+    return model._replace(apply=jpool.replace_pooling(model.apply)) if is_replaced else model
 
 
 def training_step(network: Network, by: str) -> Any:
@@ -81,6 +84,6 @@ def batch_of(network: Network) -> tuple[jax.Array, jax.Array]:
     key, other = jax.random.split(jax.random.key(1))
     is_text = network.dtype == jnp.int32
     x = jax.random.randint(key, network.shape, 0, WORDS) if is_text else jax.random.normal(key, network.shape)
-    model = model_of(network, "jpool")
+    model = model_of(network, "framework")
     scores, *_ = jax.tree.leaves(jax.eval_shape(model.apply, *jax.eval_shape(model.init, key), x)[0])
     return x, jax.random.randint(other, scores.shape[:-1], 0, scores.shape[-1])

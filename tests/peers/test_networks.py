@@ -43,9 +43,8 @@ def test_both_steps_end_with_the_same_parameters(name):
 )
 def test_free_pooling_reads_as_many_elements_as_the_others_return_values(size, side, stride, padding):
     x = np.arange(2.0 * size * size * 3, dtype=np.float32).reshape(2, size, size, 3)
-    framework, ours, free = (poolings.max_pool(by, x, side, stride, padding) for by in poolings.BY)
-    np.testing.assert_array_equal(framework, ours)
-    np.testing.assert_array_equal(free, x[:, ::stride, ::stride][:, : ours.shape[1], : ours.shape[2]])
+    framework, free = (poolings.max_pool(by, x, side, stride, padding) for by in ("framework", "free"))
+    np.testing.assert_array_equal(free, x[:, ::stride, ::stride][:, : framework.shape[1], : framework.shape[2]])
     assert poolings.global_max_pool("free", x).tolist() == x[:, 0, 0].tolist()
 
 
