@@ -41,7 +41,8 @@ def replace_pooling(function: Function) -> Function:
                                               scan, while_loop, cond, checkpoint, custom_jvp, custom_vjp, shard_map
     stays as it is                            other reductions (`x.max(axis)` too), base dilation, negative padding,
                                               empty results, complex numbers, pooled axes of symbolic size or sharded
-                                              over an Explicit mesh; what a `custom_vjp` computes in its backward pass
+                                              over an Explicit mesh; what a `custom_vjp` or `custom_root` computes only
+                                              in its derivative
     values                                    equal, bit for bit, where there is no NaN
     gradients                                 equal up to the order of sums, without scatter; for NaN, -inf beside
                                               padding, and sums of 16-bit floats by the rules of `max_pool`. Forward
