@@ -1,0 +1,139 @@
+"""Each example has its maximum at a different pixel: how can one step use them all?
+
+Three digits go through one filter and a max pooling. Whatever its winners, each digit gives ONE gradient of the filter,
+of the filter's shape: the sum, over its winners, of the patch of pixels that the filter saw there times the winner's
+cotangent. The mean of these gradients makes the step. `jax.grad` of the mean loss is the same mean.
+
+Where a patch is blank paper, all its pixels are 0: its winner adds exactly nothing to the gradient, and is not drawn.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+
+import jpool
+from experiments.common import command, style
+from experiments.common.command import Size, claim
+from experiments.digits import one_filter
+
+
+class Answer(NamedTuple):
+    """What the picture shows, of three digits."""
+
+    labels: np.ndarray  # (3,)
+    digits: np.ndarray  # (3, 28, 28) from 0 to 1
+    maps: np.ndarray  # (3, 24, 24)
+    rows: np.ndarray  # (3, 12, 12) of the winners in the maps, and so of the tops of their patches
+    columns: np.ndarray  # (3, 12, 12)
+    inked: np.ndarray  # (3, 12, 12) whether the patch of the winner is not blank
+    most: np.ndarray  # (3,) the winner that adds most, as an index into 144
+    gradients: np.ndarray  # (3, 5, 5)
+    mean: np.ndarray  # (5, 5)
+    before: np.ndarray  # (5, 5) the filter
+    after: np.ndarray  # (5, 5) the filter after the step
+    limit: float  # of the colours of the gradients
+
+
+def measure(seed: int, steps: int = 300) -> Answer:
+    """Trains the network, and adds up the gradients of three digits from their winners."""
+    numbers = one_filter.measure(seed, steps)
+    labels, images, maps, winners, cotangents, gradients, losses = (
+        getattr(numbers, name)[numbers.chosen]
+        for name in ("labels", "images", "maps", "winners", "cotangents", "gradients", "losses")
+    )
+    digits = images / np.float32(255)
+    norms = np.linalg.norm(gradients, axis=(1, 2))
+    spoken = ", ".join(f"a {a} {b:.2f} and {c:.2f}" for a, b, c in zip(labels, losses, norms, strict=True))
+    claim(f"loss and norm of the gradient are comparable: {spoken}", norms.max() < 2 * norms.min())
+
+    rows, columns = np.indices((12, 12)) * 2
+    rows, columns = rows + winners // 2, columns + winners % 2
+    seen = np.lib.stride_tricks.sliding_window_view(digits, (5, 5), (1, 2))  # (3, 24, 24, 5, 5), at every position
+    patches = seen[np.arange(len(digits))[:, None, None], rows, columns]  # (3, 12, 12, 5, 5), at the winners
+    inked, terms = patches.any((-2, -1)), patches * cotangents[..., None, None]
+    sums, counts = terms.sum((1, 2), where=inked[..., None, None]), " and ".join(map(str, inked.sum((1, 2))))
+    text = f"each gradient is the sum over winners of patch times cotangent; the {counts} (of 144) that see ink suffice"
+    claim(text, np.allclose(sums, gradients, atol=1e-5))
+    differ = (winners != winners[0]).any(0).mean()
+    text = (
+        f"all gradients are 5x5, although in {differ:.0%} of the windows the three digits do not have the same winner"
+    )
+    claim(text, gradients.shape == (3, 5, 5) and differ > 0.3)
+
+    mean, params = gradients.mean(0), one_filter.params(numbers)
+    xs, targets = jnp.asarray(digits), jnp.asarray(labels, int)
+    of_mean = jax.grad(lambda params: jax.vmap(one_filter.loss, (None, 0, 0))(params, xs, targets).mean())(params)
+    error = abs(of_mean["filter"]["w"][..., 0, 0] - mean).max()
+    claim(f"the mean of the three is jax.grad of their mean loss, to {error:.0e}", error < 1e-5)
+    step = jpool.make_train_step(one_filter.loss, one_filter.OPTIMIZER)
+    state, _ = step(jpool.TrainState.create(params, one_filter.OPTIMIZER), xs, targets)
+    after = numbers.filter - one_filter.RATE * mean
+    error = abs(state.params["filter"]["w"][..., 0, 0] - after).max()
+    claim(f"the step is minus {one_filter.RATE} times this mean, to {error:.0e}", error < 1e-6)
+    most = np.linalg.norm(terms, axis=(-2, -1)).reshape(len(digits), -1).argmax(1)
+    return Answer(
+        labels, digits, maps, rows, columns, inked, most, gradients, mean, numbers.filter, after, numbers.limit
+    )
+
+
+def picture(answer: Answer) -> Figure:
+    """From left to right: a digit in each row, its map with winners, its gradient; then their mean and the step."""
+    figure = style.figure(9.5, 6.1)
+    panels = figure.subplot_mosaic(
+        [["digit 0", "map 0", "gradient 0", ".", "before"],
+         ["digit 1", "map 1", "gradient 1", "mean", "after"],
+         ["digit 2", "map 2", "gradient 2", "colours", "colours"]],
+    )  # fmt: skip
+    for i in range(len(answer.labels)):
+        digit, feature_map, gradient = (panels[f"{name} {i}"] for name in ("digit", "map", "gradient"))
+        style.image(digit, answer.digits[i], ("", "digit")[i == 0])
+        style.image(feature_map, answer.maps[i], ("", "feature map and its winners")[i == 0])
+        style.windows(feature_map, 24, 12)
+        rows, columns = answer.rows[i][answer.inked[i]], answer.columns[i][answer.inked[i]]
+        feature_map.plot(columns, rows, "o", color=style.WINNER, markersize=2.6, mec="black", mew=0.3)
+        row, column = answer.rows[i].flat[answer.most[i]], answer.columns[i].flat[answer.most[i]]
+        frame(digit, row, column, 5)
+        frame(feature_map, row, column, 1)
+        grid(gradient, answer.gradients[i], ("", "gradient of the filter")[i == 0], style.SIGNED, answer.limit)
+        arrow(figure, digit, feature_map)
+        arrow(figure, feature_map, gradient)
+        arrow(figure, gradient, panels["mean"])
+    grid(panels["mean"], answer.mean, "mean of the three", style.SIGNED, answer.limit)
+    largest = abs(np.array([answer.before, answer.after])).max()
+    grid(panels["before"], answer.before, "filter before", style.FILTER, largest)
+    grid(panels["after"], answer.after, "filter after", style.FILTER, largest)
+    arrow(figure, panels["mean"], panels["after"])
+    panels["colours"].axis("off")
+    return figure
+
+
+def frame(axes: Axes, row: int, column: int, size: int) -> None:
+    """Draws the border of `size` x `size` elements from this one."""
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), size, size, fill=False, edgecolor=style.GREEN, linewidth=2))
+
+
+def grid(axes: Axes, values: np.ndarray, title: str, colours: str, limit: float) -> None:
+    """Shows 5x5 numbers with their colours."""
+    style.image(axes, values, title, cmap=colours, vmin=-limit, vmax=limit)
+    for (row, column), value in np.ndenumerate(values):
+        dark = abs(value) > 0.6 * limit
+        text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "\N{MINUS SIGN}")
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+
+
+def arrow(figure: Figure, left: Axes, right: Axes) -> None:
+    """Draws an arrow from the right edge of one panel to the left edge of the other."""
+    drawn = ConnectionPatch((1, 0.5), (0, 0.5), left.transAxes, right.transAxes, arrowstyle="-|>", mutation_scale=12)
+    drawn.set_in_layout(False)
+    figure.add_artist(drawn)
+
+
+main = command.experiment(__file__, __doc__, measure, picture, steps=Size("steps of the training", 1, 10_000))
+
+if __name__ == "__main__":
+    main()
