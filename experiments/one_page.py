@@ -31,10 +31,15 @@ def backward(argmax: jax.Array, cotangents: jax.Array) -> tuple[jax.Array]:
 
 max_pool.defvjp(forward, backward)  # JAX calls forward, keeps argmax, and later calls backward
 argparse.ArgumentParser(description=__doc__).parse_args(None if __name__ == "__main__" else [])  # it has no options
+xs = jax.random.choice(jax.random.key(0), jnp.array([-jnp.inf, 1, 2, 3, jnp.nan]), (200, 6, 8))
+pools = max_pool, partial(jpool.max_pool, window_shape=(2, 2), strides=2, channel_axis=None)
+(ours, back), (theirs, their_back) = (jax.vjp(partial(jax.lax.map, pool), xs) for pool in pools)
+assert (ours.tobytes(), back(ours)[0].tobytes()) == (theirs.tobytes(), their_back(ours)[0].tobytes())
+print("max_pool equals jpool.max_pool, bit for bit, with ties, NaN and -inf")
 n = one_filter.measure()  # trains a small network for some seconds, and chooses three digits
 digits, labels = n.images[n.chosen] / 255.0, n.labels[n.chosen].astype(int)
 # Of ONE digit x (28x28): the same 5x5 filter w at all 24x24 positions, max pooling to 12x12, ten scores, cross entropy.
-convolve = lambda w, x: sum(w[i, j] * x[i : i + 24, j : j + 24] for i in range(5) for j in range(5)) + n.bias  # noqa: E731
+convolve = lambda w, x: jax.scipy.signal.correlate2d(x, w, "valid") + n.bias  # noqa: E731
 loss = lambda w, x, y: cross_entropy(max_pool(convolve(w, x)).ravel() @ n.weights + n.biases, y)  # noqa: E731
 gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(n.filter, digits, labels)  # of the filter: 5x5 for each digit
 mean = gradients.mean(0)
@@ -43,8 +48,3 @@ assert jnp.allclose(mean, of_mean_loss, atol=1e-5)  # equal up to rounding
 jnp.set_printoptions(precision=2, suppress=True, floatmode="fixed")
 print(f"gradient of the filter for each of the digits {labels}:\n{gradients}\ntheir mean:\n{mean}")
 print(f"filter:\n{n.filter}\nfilter after the step:\n{n.filter - one_filter.RATE * mean}")
-xs = jax.random.choice(jax.random.key(0), jnp.array([-jnp.inf, 1, 2, 3, jnp.nan]), (200, 6, 8))
-pools = max_pool, partial(jpool.max_pool, window_shape=(2, 2), strides=2, channel_axis=None)
-(ours, back), (theirs, their_back) = (jax.vjp(partial(jax.lax.map, pool), xs) for pool in pools)
-assert (ours.tobytes(), back(ours)[0].tobytes()) == (theirs.tobytes(), their_back(ours)[0].tobytes())
-print("max_pool equals jpool.max_pool, bit for bit, with ties, NaN and -inf")
