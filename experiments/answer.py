@@ -7,7 +7,7 @@ cotangent. The mean of these gradients makes the step. `jax.grad` of the mean lo
 Where a patch is blank paper, all its pixels are 0: its winner adds exactly nothing to the gradient, and is not drawn.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,9 @@ def measure(seed: int, steps: int = 300) -> Answer:
     seen = np.lib.stride_tricks.sliding_window_view(digits, (5, 5), (1, 2))  # (3, 24, 24, 5, 5), at every position
     patches = seen[np.arange(len(digits))[:, None, None], rows, columns]  # (3, 12, 12, 5, 5), at the winners
     inked, terms = patches.any((-2, -1)), patches * cotangents[..., None, None]
-    sums, counts = terms.sum((1, 2), where=inked[..., None, None]), " and ".join(map(str, inked.sum((1, 2))))
-    text = f"each gradient is the sum over winners of patch times cotangent; the {counts} (of 144) that see ink suffice"
-    claim(text, np.allclose(sums, gradients, atol=1e-5))
+    sums, counts = terms.sum((1, 2), where=inked[..., None, None]), ", ".join(map(str, inked.sum((1, 2))))
+    text = f"each gradient is the sum of patch times cotangent over the winners that see ink, {counts} of 144"
+    claim(f"{text}; the others add exactly 0", np.allclose(sums, gradients, atol=1e-5) and not terms[~inked].any())
     differ = (winners != winners[0]).any(0).mean()
     text = (
         f"all gradients are 5x5, although in {differ:.0%} of the windows the three digits do not have the same winner"
@@ -83,33 +83,57 @@ def measure(seed: int, steps: int = 300) -> Answer:
 
 def picture(answer: Answer) -> Figure:
     """From left to right: a digit in each row, its map with winners, its gradient; then their mean and the step."""
-    figure = style.figure(9.5, 6.1)
+    figure = style.figure(11, 6.4)
+    figure.set_layout_engine("constrained", wspace=0.08, hspace=0.04)  # room for arrows
     panels = figure.subplot_mosaic(
         [["digit 0", "map 0", "gradient 0", ".", "before"],
          ["digit 1", "map 1", "gradient 1", "mean", "after"],
-         ["digit 2", "map 2", "gradient 2", "colours", "colours"]],
+         ["digit 2", "map 2", "gradient 2", "text", "text"]],
     )  # fmt: skip
     for i in range(len(answer.labels)):
-        digit, feature_map, gradient = (panels[f"{name} {i}"] for name in ("digit", "map", "gradient"))
-        style.image(digit, answer.digits[i], ("", "digit")[i == 0])
-        style.image(feature_map, answer.maps[i], ("", "feature map and its winners")[i == 0])
-        style.windows(feature_map, 24, 12)
-        rows, columns = answer.rows[i][answer.inked[i]], answer.columns[i][answer.inked[i]]
-        feature_map.plot(columns, rows, "o", color=style.WINNER, markersize=2.6, mec="black", mew=0.3)
-        row, column = answer.rows[i].flat[answer.most[i]], answer.columns[i].flat[answer.most[i]]
-        frame(digit, row, column, 5)
-        frame(feature_map, row, column, 1)
-        grid(gradient, answer.gradients[i], ("", "gradient of the filter")[i == 0], style.SIGNED, answer.limit)
-        arrow(figure, digit, feature_map)
-        arrow(figure, feature_map, gradient)
-        arrow(figure, gradient, panels["mean"])
-    grid(panels["mean"], answer.mean, "mean of the three", style.SIGNED, answer.limit)
-    largest = abs(np.array([answer.before, answer.after])).max()
-    grid(panels["before"], answer.before, "filter before", style.FILTER, largest)
-    grid(panels["after"], answer.after, "filter after", style.FILTER, largest)
+        show(figure, answer, i, *(panels[f"{name} {i}"] for name in ("digit", "map", "gradient")))
+        arrow(figure, panels[f"gradient {i}"], panels["mean"])
+    panels["digit 0"].set_title("a digit; box: the\npatch of one winner", fontsize=style.TITLE)
+    panels["map 0"].set_title("its feature map, 24x24;\ndots: its winners", fontsize=style.TITLE)
+    panels["gradient 0"].set_title("its gradient of the filter:\nsum of patch times cotangent", fontsize=style.TITLE)
+    grid(panels["mean"], answer.mean, style.SIGNED, answer.limit)
+    panels["mean"].set_title("mean of the three", fontsize=style.TITLE)
+    limit = abs(np.array([answer.before, answer.after])).max()
+    grid(panels["before"], answer.before, style.FILTER, limit)
+    panels["before"].set_title("the filter before", fontsize=style.TITLE)
+    grid(panels["after"], answer.after, style.FILTER, limit)
+    text = f"the filter after:\nbefore - {one_filter.RATE} x mean"
+    below: dict[str, Any] = {
+        "ha": "center",
+        "va": "top",
+        "fontsize": style.TITLE,
+        "transform": panels["after"].transAxes,
+    }
+    panels["after"].text(0.5, -0.04, text, in_layout=False, **below)
     arrow(figure, panels["mean"], panels["after"])
-    panels["colours"].axis("off")
+    arrow(figure, panels["before"], panels["after"], down=True)
+    text = (
+        f"One scale for the gradients and their mean:\nred -{answer.limit:.2f}, white 0, blue {answer.limit:.2f}.\n"
+        f"Filters have their own: white 0, green {limit:.2f}."
+    )
+    panels["text"].axis("off")
+    panels["text"].text(0.5, 0.2, text, ha="center", va="center", linespacing=1.4, in_layout=False)
     return figure
+
+
+def show(figure: Figure, answer: Answer, i: int, digit: Axes, feature_map: Axes, gradient: Axes) -> None:
+    """One row: a digit, its feature map with the winners that see ink, its gradient; and one winner with its patch."""
+    style.image(digit, answer.digits[i])
+    style.image(feature_map, answer.maps[i])
+    style.windows(feature_map, 24, 12)
+    rows, columns = answer.rows[i][answer.inked[i]], answer.columns[i][answer.inked[i]]
+    feature_map.plot(columns, rows, "o", color=style.WINNER, markersize=3.2, mec="black", mew=0.3)
+    row, column = answer.rows[i].flat[answer.most[i]], answer.columns[i].flat[answer.most[i]]
+    frame(digit, row, column, 5)
+    frame(feature_map, row, column, 1)
+    grid(gradient, answer.gradients[i], style.SIGNED, answer.limit)
+    arrow(figure, digit, feature_map)
+    arrow(figure, feature_map, gradient)
 
 
 def frame(axes: Axes, row: int, column: int, size: int) -> None:
@@ -117,18 +141,28 @@ def frame(axes: Axes, row: int, column: int, size: int) -> None:
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), size, size, fill=False, edgecolor=style.GREEN, linewidth=2))
 
 
-def grid(axes: Axes, values: np.ndarray, title: str, colours: str, limit: float) -> None:
+def grid(axes: Axes, values: np.ndarray, colours: str, limit: float) -> None:
     """Shows 5x5 numbers with their colours."""
-    style.image(axes, values, title, cmap=colours, vmin=-limit, vmax=limit)
     for (row, column), value in np.ndenumerate(values):
-        dark = abs(value) > 0.6 * limit
-        text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "\N{MINUS SIGN}")
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        text = f"{value:.2f}".replace("-0.00", "0.00")
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if abs(value) > 0.6 * limit else "black",
+        )
+    style.image(axes, values, cmap=colours, vmin=-limit, vmax=limit)
 
 
-def arrow(figure: Figure, left: Axes, right: Axes) -> None:
-    """Draws an arrow from the right edge of one panel to the left edge of the other."""
-    drawn = ConnectionPatch((1, 0.5), (0, 0.5), left.transAxes, right.transAxes, arrowstyle="-|>", mutation_scale=12)
+def arrow(figure: Figure, start: Axes, end: Axes, down: bool = False) -> None:
+    """Draws an arrow to the right, or down, between the edges of two panels."""
+    out, into = ((0.5, 0), (0.5, 1)) if down else ((1, 0.5), (0, 0.5))
+    drawn = ConnectionPatch(
+        out, into, start.transAxes, end.transAxes, arrowstyle="-|>", mutation_scale=14, shrinkA=2, shrinkB=2, color="k"
+    )
     drawn.set_in_layout(False)
     figure.add_artist(drawn)
 
