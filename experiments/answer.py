@@ -7,7 +7,7 @@ cotangent. The mean of these gradients makes the step. `jax.grad` of the mean lo
 Where a patch is blank paper, all its pixels are 0: its winner adds exactly nothing to the gradient, and is not drawn.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from experiments.digits import one_filter
 class Answer(NamedTuple):
     """What the picture shows, of three digits."""
 
-    labels: np.ndarray  # (3,)
     digits: np.ndarray  # (3, 28, 28) from 0 to 1
     maps: np.ndarray  # (3, 24, 24)
     rows: np.ndarray  # (3, 12, 12) of the winners in the maps, and so of the tops of their patches
@@ -40,45 +39,51 @@ class Answer(NamedTuple):
 
 
 def measure(seed: int, steps: int = 300) -> Answer:
-    """Trains the network, and adds up the gradients of three digits from their winners."""
-    numbers = one_filter.measure(seed, steps)
-    labels, images, maps, winners, cotangents, gradients, losses = (
-        getattr(numbers, name)[numbers.chosen]
-        for name in ("labels", "images", "maps", "winners", "cotangents", "gradients", "losses")
-    )
-    digits = images / np.float32(255)
+    """Trains the network, and follows three digits to their gradients, the mean of these, and the step."""
+    every = one_filter.measure(seed, steps)
+    examples = every._replace(**{name: getattr(every, name)[every.chosen] for name in one_filter.OF_EXAMPLES})
+    digits, gradients = examples.images / np.float32(255), examples.gradients
     norms = np.linalg.norm(gradients, axis=(1, 2))
-    spoken = ", ".join(f"a {a} {b:.2f} and {c:.2f}" for a, b, c in zip(labels, losses, norms, strict=True))
-    claim(f"loss and norm of the gradient are comparable: {spoken}", norms.max() < 2 * norms.min())
+    spoken = ", ".join(f"a {one} {norm:.2f}" for one, norm in zip(examples.labels, norms, strict=True))
+    claim(f"the gradients of the filter have similar norms: {spoken}", norms.max() < 2 * norms.min())
+    rows, columns, inked, most = check_sums(examples, digits)
+    mean = gradients.mean(0)
+    after = check_step(examples, digits, mean)
+    return Answer(digits, examples.maps, rows, columns, inked, most, gradients, mean, every.filter, after, every.limit)
 
-    rows, columns = np.indices((12, 12)) * 2
-    rows, columns = rows + winners // 2, columns + winners % 2
-    seen = np.lib.stride_tricks.sliding_window_view(digits, (5, 5), (1, 2))  # (3, 24, 24, 5, 5), at every position
-    patches = seen[np.arange(len(digits))[:, None, None], rows, columns]  # (3, 12, 12, 5, 5), at the winners
-    inked, terms = patches.any((-2, -1)), patches * cotangents[..., None, None]
+
+def check_sums(examples: one_filter.Numbers, digits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Adds up the gradients from the winners: their rows, their columns, whether they see ink, and who adds most."""
+    rows, columns = 2 * np.indices((12, 12))[:, None] + np.divmod(examples.winners, 2)
+    patches = np.lib.stride_tricks.sliding_window_view(digits, (5, 5), (1, 2))  # (3, 24, 24, 5, 5), at every position
+    patches = patches[np.arange(len(digits))[:, None, None], rows, columns]  # (3, 12, 12, 5, 5), at the winners
+    inked, terms = patches.any((-2, -1)), patches * examples.cotangents[..., None, None]
     sums, counts = terms.sum((1, 2), where=inked[..., None, None]), ", ".join(map(str, inked.sum((1, 2))))
     text = f"each gradient is the sum of patch times cotangent over the winners that see ink, {counts} of 144"
-    claim(f"{text}; the others add exactly 0", np.allclose(sums, gradients, atol=1e-5) and not terms[~inked].any())
-    differ = (winners != winners[0]).any(0).mean()
-    text = (
-        f"all gradients are 5x5, although in {differ:.0%} of the windows the three digits do not have the same winner"
+    claim(
+        f"{text}; the others add exactly 0",
+        np.allclose(sums, examples.gradients, atol=1e-5) and not terms[~inked].any(),
     )
-    claim(text, gradients.shape == (3, 5, 5) and differ > 0.3)
+    differ = (examples.winners != examples.winners[0]).any(0).mean()
+    text = (
+        f"all gradients are 5x5, although the three digits do not have the same winner in {differ:.0%} of the windows"
+    )
+    claim(text, examples.gradients.shape == (3, 5, 5) and differ > 0.3)
+    return rows, columns, inked, np.linalg.norm(terms, axis=(-2, -1)).reshape(len(digits), -1).argmax(1)
 
-    mean, params = gradients.mean(0), one_filter.params(numbers)
-    xs, targets = jnp.asarray(digits), jnp.asarray(labels, int)
-    of_mean = jax.grad(lambda params: jax.vmap(one_filter.loss, (None, 0, 0))(params, xs, targets).mean())(params)
+
+def check_step(examples: one_filter.Numbers, digits: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The filter after the step; the mean gradient and the step are compared with those of the mean loss and jpool."""
+    params, xs, labels = one_filter.params(examples), jnp.asarray(digits), jnp.asarray(examples.labels, int)
+    of_mean = jax.grad(lambda params: jax.vmap(one_filter.loss, (None, 0, 0))(params, xs, labels).mean())(params)
     error = abs(of_mean["filter"]["w"][..., 0, 0] - mean).max()
     claim(f"the mean of the three is jax.grad of their mean loss, to {error:.0e}", error < 1e-5)
     step = jpool.make_train_step(one_filter.loss, one_filter.OPTIMIZER)
-    state, _ = step(jpool.TrainState.create(params, one_filter.OPTIMIZER), xs, targets)
-    after = numbers.filter - one_filter.RATE * mean
+    state, _ = step(jpool.TrainState.create(params, one_filter.OPTIMIZER), xs, labels)
+    after = examples.filter - one_filter.RATE * mean
     error = abs(state.params["filter"]["w"][..., 0, 0] - after).max()
     claim(f"the step is minus {one_filter.RATE} times this mean, to {error:.0e}", error < 1e-6)
-    most = np.linalg.norm(terms, axis=(-2, -1)).reshape(len(digits), -1).argmax(1)
-    return Answer(
-        labels, digits, maps, rows, columns, inked, most, gradients, mean, numbers.filter, after, numbers.limit
-    )
+    return after
 
 
 def picture(answer: Answer) -> Figure:
@@ -90,11 +95,11 @@ def picture(answer: Answer) -> Figure:
          ["digit 1", "map 1", "gradient 1", "mean", "after"],
          ["digit 2", "map 2", "gradient 2", "text", "text"]],
     )  # fmt: skip
-    for i in range(len(answer.labels)):
+    for i in range(one_filter.SHOWN):
         show(figure, answer, i, *(panels[f"{name} {i}"] for name in ("digit", "map", "gradient")))
         arrow(figure, panels[f"gradient {i}"], panels["mean"])
     panels["digit 0"].set_title("a digit; box: the\npatch of one winner", fontsize=style.TITLE)
-    panels["map 0"].set_title("its feature map, 24x24;\ndots: its winners", fontsize=style.TITLE)
+    panels["map 0"].set_title("its feature map, 24x24;\ndots: its winners on ink", fontsize=style.TITLE)
     panels["gradient 0"].set_title("its gradient of the filter:\nsum of patch times cotangent", fontsize=style.TITLE)
     grid(panels["mean"], answer.mean, style.SIGNED, answer.limit)
     panels["mean"].set_title("mean of the three", fontsize=style.TITLE)
@@ -102,14 +107,8 @@ def picture(answer: Answer) -> Figure:
     grid(panels["before"], answer.before, style.FILTER, limit)
     panels["before"].set_title("the filter before", fontsize=style.TITLE)
     grid(panels["after"], answer.after, style.FILTER, limit)
-    text = f"the filter after:\nbefore - {one_filter.RATE} x mean"
-    below: dict[str, Any] = {
-        "ha": "center",
-        "va": "top",
-        "fontsize": style.TITLE,
-        "transform": panels["after"].transAxes,
-    }
-    panels["after"].text(0.5, -0.04, text, in_layout=False, **below)
+    text = f"the filter after:\nbefore - {one_filter.RATE} x mean"  # below the panel
+    panels["after"].text(2, 4.7, text, ha="center", va="top", fontsize=style.TITLE, in_layout=False)
     arrow(figure, panels["mean"], panels["after"])
     arrow(figure, panels["before"], panels["after"], down=True)
     text = (
@@ -145,15 +144,8 @@ def grid(axes: Axes, values: np.ndarray, colours: str, limit: float) -> None:
     """Shows 5x5 numbers with their colours."""
     for (row, column), value in np.ndenumerate(values):
         text = f"{value:.2f}".replace("-0.00", "0.00")
-        axes.text(
-            column,
-            row,
-            text,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if abs(value) > 0.6 * limit else "black",
-        )
+        ink = "white" if abs(value) > 0.6 * limit else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     style.image(axes, values, cmap=colours, vmin=-limit, vmax=limit)
 
 

@@ -1,11 +1,10 @@
-"""The smallest network of this kind that learns: one filter, one max pooling, ten scores. One page and the pictures of
-the answer show its numbers.
+"""A small network that learns: one filter, one max pooling, ten scores. One page and the lead picture show its numbers.
 
     trained :: (seed, steps, digits) -> params
     measure :: (seed, steps) -> Numbers, what happens to each of the first EXAMPLES digits, forward and back
 
 The filter starts with equal positive weights, so that it responds to ink and the winners lie on strokes. There is no
-relu: on blank paper the map equals the bias, elsewhere it is nearly always larger.
+relu, because the maximum makes the network non-linear, and with a relu some winners would receive no cotangent.
 """
 
 from functools import partial
@@ -29,6 +28,7 @@ RATE, BATCH = 0.1, 100  # plain SGD; larger rates diverge
 OPTIMIZER = optax.chain(jpool.mean_over_examples(), optax.sgd(RATE))
 EXAMPLES = 60
 SHOWN = 3
+OF_EXAMPLES = "images", "labels", "losses", "maps", "winners", "cotangents", "gradients"  # fields of Numbers
 
 
 class Numbers(NamedTuple):
