@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 BLUE, RED, GREEN, PURPLE, BLACK, GREY = "#2e6fe4", "#e4572e", "#009e73", "#a45ab0", "#222222", "#8a8a8a"
+WINNER = "#ffb000"  # the element that holds the maximum of its window; in none of the two maps below
+SIGNED, FILTER = "RdBu", "PRGn"  # gradients and cotangents: red is negative, blue positive; filters: purple and green
 # The series of a plot, in this order. Lines also differ in marker and dash, for prints without colour.
 SERIES: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "marker": "o", "linestyle": "-"},

@@ -21,7 +21,7 @@ from experiments.digits.data import Digits
 pytestmark = pytest.mark.usefixtures("promotion_as_usual", "compiled_quickly")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SMALLEST = {
-    "two_inputs": "--examples 2", "batch_routing": "--examples 6", "wrong_averages": "--steps 1", "caffe_parity": "--steps 1",
+    "two_inputs": "--examples 2", "answer": "--steps 2", "wrong_averages": "--steps 1", "caffe_parity": "--steps 1",
     "ties": "--seeds 1 --steps 1", "optimisers": "--steps 2", "scaling": "", "noise_scale": "--steps 2",
 }  # fmt: skip
 

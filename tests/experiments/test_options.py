@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import batch_routing, caffe_parity, scaling, train_digits, two_inputs
+from experiments import answer, caffe_parity, scaling, train_digits, two_inputs
 from experiments.common import command
 from experiments.digits.data import Digits
 from experiments.speed import __main__ as speed
@@ -16,7 +16,7 @@ from jpool import TrainState
 DIGITS = Digits(np.zeros((120, 28, 28)), np.zeros(120), np.zeros((50, 28, 28)), np.zeros(50))
 REFUSED = [
     (two_inputs, "--examples 0", "argument --examples: must be between 1 and 10,000; got 0"),
-    (batch_routing, "--examples 4001", "argument --examples: must be between 6 and 4,000; got 4001"),
+    (answer, "--steps 0", "argument --steps: must be between 1 and 10,000; got 0"),
     (caffe_parity, f"--steps {10**400}", "argument --steps: must be between 1 and 600; got 1000"),
     (caffe_parity, "--steps 1e1000", "argument --steps: must be between 1 and 600; got 1e1000"),
     (scaling, "--steps 3", "unrecognized arguments: --steps 3"),
