@@ -1,10 +1,10 @@
 """Equations of a jaxpr replaced, also in the jaxprs inside it: of jit, scan, cond, custom_vjp, ...
 
 A jaxpr is JAX's record of a computation: a list of equations, each of which applies a primitive to variables. A *rule*
-maps an equation to the one that takes its place, which may be itself.
+maps an equation to the one that takes its place, which may be itself. It also sees which equation made each variable.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,7 @@ import jax
 
 from jpool.jax_extensions import core
 
-Rule = Callable[[Any], Any]
+Rule = Callable[[Any, dict[Any, Any]], Any]
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -51,11 +51,12 @@ class Rewriter:
         if not isinstance(jaxpr, core.Jaxpr):  # with constants, which is another class in older versions
             inner = self(jaxpr.jaxpr)
             return jaxpr if inner is jaxpr.jaxpr else jaxpr.replace(jaxpr=inner)
-        eqns = list(map(self._equation, jaxpr.eqns))
+        makers = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+        eqns = [self._equation(equation, makers) for equation in jaxpr.eqns]
         return jaxpr.replace(eqns=eqns) if _differ(eqns, jaxpr.eqns) else jaxpr
 
-    def _equation(self, equation: Any) -> Any:
-        if (other := self.rule(equation)) is not equation:
+    def _equation(self, equation: Any, makers: dict[Any, Any]) -> Any:
+        if (other := self.rule(equation, makers)) is not equation:
             return other
         params = {name: self(value) for name, value in equation.params.items()}
         if not _differ(params.values(), equation.params.values()):
@@ -80,8 +81,9 @@ def _differ(new: Any, old: Any) -> bool:
     return any(one is not other for one, other in zip(new, old, strict=True))
 
 
-def calling(function: Callable[..., Any], equation: Any) -> Any:
-    """An equation that calls a function of the same arrays instead."""
+def calling(function: Callable[..., Any], equation: Any, operands: Sequence[Any] | None = None) -> Any:
+    """An equation that calls a function instead, of the same variables or of these."""
+    invars = list(equation.invars if operands is None else operands)
     with jax.disable_jit(False), equation.ctx.manager:  # one call, whatever the user has set; the mesh of the equation
-        (call,) = jax.make_jaxpr(jax.jit(function))(*(variable.aval for variable in equation.invars)).eqns
-    return call.replace(invars=equation.invars, outvars=equation.outvars)
+        (call,) = jax.make_jaxpr(jax.jit(function))(*(variable.aval for variable in invars)).eqns
+    return call.replace(invars=invars, outvars=equation.outvars)

@@ -39,7 +39,7 @@ def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     return of_arrays
 
 
-def _with_channels_last(equation: Any) -> Any:
+def _with_channels_last(equation: Any, _: Any) -> Any:
     if equation.primitive is not lax.conv_general_dilated_p:
         return equation
     return calling(partial(_convolve_channels_last, **equation.params), equation)

@@ -25,6 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 lax = core.primitives
 OF_WINDOWS = {lax.reduce_window_max_p: False, lax.reduce_window_min_p: True}  # whether it is the minimum
 OF_PAIRS = {lax.max_p: False, lax.min_p: True}
+NEW = -1  # an axis that has been added
 DERIVATIVES = {lax.select_and_scatter_add_p, lax.select_and_gather_add_p, lax.select_and_scatter_p}
 
 
@@ -177,7 +178,7 @@ def _with_modules(name: str, function: Any, arguments: Any, keywords: Any) -> tu
         return result, has_pooling
 
 
-def _by_jpool(equation: Any) -> Any:
+def _by_jpool(equation: Any, makers: dict[Any, Any]) -> Any:
     """The rule: an equation, or what takes its place."""
     is_min = _is_min(equation)
     geometry = _geometry(equation) if is_min is not None else None
@@ -187,10 +188,41 @@ def _by_jpool(equation: Any) -> Any:
     x, *init = equation.invars
     if init and not (isinstance(init[0], core.Literal) and init[0].val == padding_value(geometry, x.aval.dtype)):
         return calling(partial(_pool_from, geometry), equation)
+    source, axes = _source(x, makers)
+    moved, pooled = [axis for axis in axes if axis != NEW], [axes[i] for i in geometry.pooled]
+    if moved != sorted(moved) and NEW not in pooled and pooled == sorted(pooled):  # so that the same element is first
+        return calling(partial(_pool_in_place, geometry, axes), equation, [source])
     return equation.replace(primitive=select_p, invars=[x], params={"geometry": geometry, "with_winners": False})
 
 
 _rewritten = Rewriter(_by_jpool)
+
+
+def _source(x: Any, makers: dict[Any, Any]) -> tuple[Any, list[int]]:
+    """The array whose axes were moved to make x, and which of its axes each axis of x is, or NEW.
+
+    Equinox moves the channels last before it pools, and back: where the pooling is done before that, XLA removes both.
+    """
+    axes = list(range(x.aval.ndim))
+    while x in makers:
+        (x_before, *others), params = makers[x].invars, makers[x].params
+        if makers[x].primitive is lax.transpose_p:
+            from_axis = params["permutation"]
+        elif makers[x].primitive is lax.broadcast_in_dim_p and not others and x_before.aval.size == x.aval.size:
+            kept = params["broadcast_dimensions"]
+            from_axis = [kept.index(i) if i in kept else NEW for i in range(x.aval.ndim)]
+        else:
+            break
+        axes, x = [NEW if axis == NEW else from_axis[axis] for axis in axes], x_before
+    return x, axes
+
+
+def _pool_in_place(geometry: Geometry, axes: list[int], source: jax.Array) -> list[jax.Array]:
+    """The pooling before axes are moved; then its values have theirs moved."""
+    moved = [axis for axis in axes if axis != NEW]
+    of_source = tuple(geometry.axes[axes.index(axis)] for axis in range(source.ndim))
+    values = select_values(geometry._replace(axes=of_source), source)
+    return [jnp.expand_dims(values.transpose(moved), [i for i, axis in enumerate(axes) if axis == NEW])]
 
 
 def _pool_from(geometry: Geometry, x: jax.Array, init: jax.Array) -> list[jax.Array]:
