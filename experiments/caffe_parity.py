@@ -1,10 +1,10 @@
 """Is this what Caffe does? Its arithmetic, written out in NumPy, is compared with JAX, jpool and optax.
 
 Caffe itself was not run: the reference is our transcription of its sources, `experiments/comparisons/caffe.py`. By
-these, Caffe sums the derivatives of the examples and scales the sum once; with `iter_size` k it adds up k sub-batches
-before it updates, so that k sub-batches of B / k equal one batch of B. Its solvers equal chains of optax
-transformations, its max pooling equals `max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and
-RMSProp square the mean gradient.
+these, Caffe sums the derivatives of the examples and scales the sum once. Its setting `iter_size` is the number of
+sub-batches whose gradients it adds up before it updates, so that k sub-batches of B / k equal one batch of B. Its
+solvers equal chains of optax transformations, its max pooling equals `max_pool(..., ceil_mode=True)`. The mean comes
+before the square: AdaGrad and RMSProp square the mean gradient.
 """
 
 from functools import partial
@@ -40,11 +40,10 @@ POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride (defa
 
 
 class Results(NamedTuple):
-    """What the picture shows."""
+    """What the picture states."""
 
     steps: int
     worst: float  # the largest distance of any run after any step, relative to the way from the start
-    ratios: dict[str, np.ndarray]  # by solver and parameter: root of the history, squared before / after the mean
 
 
 def measure(seed: int, steps: int = 60) -> Results:
@@ -77,58 +76,48 @@ def check_solvers(seed: int, steps: int) -> Results:
     start, unravel = ravel_pytree(lenet.init(key, lenet.NARROW))
     per_example = jax.jit(jpool.per_example_value_and_grad(lambda flat, x, label: lenet.loss(unravel(flat), x, label)))
     batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
-    worst, ratios = {}, {}
+    worst = {}
     for solver in RATES:
         whole, *parts = (of_caffe(solver, splits, per_example, start, batches) for splits in SPLITS)
         paths = [part.path for part in parts]
         paths += [of_optax(solver, splits, per_example, start, batches) for splits in SPLITS]
         worst[solver] = max(distances(path, whole.path, start).max() for path in paths)
-        ratios[solver] = whole.ratios
         text = f"{solver}: iter_size {SPLITS} in NumPy and in optax agree to {worst[solver]:.0e} over {steps} steps"
         some_clipped = steps < 60 or 0 < whole.clipped < steps
         claim(f"{text}, {whole.clipped} of them clipped", worst[solver] < 1e-11 and some_clipped)
-    for solver in ("AdaGrad", "RMSProp"):
-        low, median, high = np.percentile(ratios[solver], (10, 50, 90))
-        text = f"{solver}: squaring before the mean would make steps {median:.1f} times smaller"
-        claim(f"{text}, from {low:.1f} to {high:.1f} for four in five parameters", median > 1.5)
-    return Results(steps, max(worst.values()), ratios)
+        if solver != "SGD":  # which squares nothing
+            low, median, high = np.percentile(whole.ratios, (10, 50, 90))
+            text = f"{solver}: squaring before the mean would make steps {median:.1f} times smaller (median)"
+            claim(f"{text}, from {low:.1f} to {high:.1f} for four in five parameters", median > 1.5)
+    return Results(steps, max(worst.values()))
 
 
 def picture(results: Results) -> Figure:
-    """The largest distance, ratios of histories, and the window that rounding up adds."""
-    figure = style.figure(9, 4)
-    about = f"SGD, AdaGrad, RMSProp in NumPy and in optax: {results.worst:.0e} apart at most in {results.steps} steps"
-    figure.suptitle(f"Caffe's arithmetic in NumPy; Caffe itself was not run\n{about}", fontsize=style.TITLE)
-    left, right = figure.subplots(1, 2)
-    for solver, colour, line in (("AdaGrad", style.BLUE, "-"), ("RMSProp", style.RED, "--")):
-        shown = {
-            "label": f"{solver}, median {np.median(results.ratios[solver]):.1f}",
-            "color": colour,
-            "linestyle": line,
-        }
-        left.hist(results.ratios[solver], np.linspace(0, 8, 49), histtype="step", density=True, linewidth=1.5, **shown)
-    title = "how many times smaller a step would be,\nif squares came before the mean"
-    style.tidy(left, title, xlabel="times smaller", ylabel="parameters (density)", yticks=[])
-    left.margins(y=0.3)
-    left.legend(loc="upper left")
-    last_windows(right, *POOLS["CIFAR-10 quick pool1"])
+    """The window that rounding up adds."""
+    figure = style.figure(9, 3.1)
+    solvers = "SGD, AdaGrad and RMSProp, in Caffe's arithmetic (NumPy; Caffe was not run) and in optax:\n"
+    apart = f"after {results.steps} steps their parameters differ by {results.worst:.0e} of the distance from the start"
+    figure.suptitle(solvers + apart, fontsize=style.TITLE)
+    last_windows(figure.subplots(), "CIFAR-10 quick pool1")
     return figure
 
 
-def last_windows(axes: Axes, size: int, kernel: int, stride: int, pad: int) -> None:
+def last_windows(axes: Axes, name: str) -> None:
     """The end of a line of pixels and the windows over it; the last one exists because Caffe rounds up."""
+    size, kernel, stride, pad = POOLS[name]
     floor = jpool.pooled_shape((size,), (kernel,), stride, pad)[0]
     axes.barh(0, np.full(8, 0.94), 0.8, left=np.arange(size - 8, size) - 0.47, color="#dddddd")
     for x in range(size - 8, size):
-        axes.text(x, 0, str(x), ha="center", va="center", fontsize=9)
+        axes.text(x, 0, str(x), ha="center", va="center")
     for row, window in enumerate(range(floor - 2, floor + 1), 1):
         colour = style.RED if window == floor else style.BLUE
-        axes.barh(row, kernel - 0.2, 0.5, left=window * stride - pad - 0.4, color=colour)
-        axes.text(window * stride + 1, row, f"window {window}", ha="center", va="center", color="white", fontsize=9)
-    axes.text(size - 8.5, 3.9, f"Rounded down, there are {floor} windows,\nnumbers 0 to {floor - 1}. Caffe rounds up:\n"
-              f"window {floor} (red) extends past the end.", va="top", fontsize=9)  # fmt: skip
-    axes.set_title(f"{size} pixels, windows {kernel} wide, stride {stride}:\nthe end of the line", fontsize=style.TITLE)
-    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(6, -0.8))
+        axes.barh(row, kernel - 0.2, 0.7, left=window * stride - pad - 0.4, color=colour)
+        axes.text(window * stride + 1, row, f"window {window}", ha="center", va="center", color="white")
+    text = f"Rounded down, there are {floor} windows, numbers 0 to {floor - 1}. Caffe and jpool's ceil_mode round up:\n"
+    axes.text(size - 8.5, 4.2, f"{text}window {floor} (red) extends past the end.", va="center")
+    title = f"{name}: the last 8 of {size} pixels in a row, and windows {kernel} pixels wide, {stride} apart"
+    axes.set_title(title, fontsize=style.TITLE)
+    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(4.8, -0.6))
     axes.axis("off")
 
 

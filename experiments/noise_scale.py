@@ -25,6 +25,7 @@ from experiments.digits import data, layers, lenet, loop
 BATCH = MICROBATCH = 100
 DIGITS = 4000  # all digits to train on
 POINTS = 17  # steps at which the gradients of all digits are evaluated
+LAST = 5  # of these, for the noise scale towards the end
 SIZES, DRAWS = (10, 40, 160, 640), 6_400  # batches whose mean gradients are compared, and digits drawn for each size
 
 
@@ -87,13 +88,13 @@ def squared_norms(params: layers.Params, images: jax.Array, labels: jax.Array, k
 def check(results: Results, steps: int) -> None:
     """Checks what the picture shows; of a run too short to show it, the claims only state the values."""
     scale, short = results.noise / results.signal, steps < 300
-    halfway, end = np.median(scale[len(scale) // 2 :][:3]), np.median(scale[-5:])
+    halfway, end = np.median(scale[len(scale) // 2 :][:3]), towards_the_end(scale)
     text = f"the noise scale grows while the network learns: {scale[0]:.0f} examples at first, about {end:.0f} towards"
     text += f" the end of {steps} steps, where the loss is {results.losses[-1]:.2f}"
     claim(text, short or end > 2 * scale[0])
-    signal, noise = results.signal[0] / results.signal[-1], results.noise[0] / results.noise[-1]
-    less = signal > max(1, noise)
-    claim(f"the signal falls by a factor of {signal:.1f}, the noise by less, {noise:.1f}", short or less)
+    signal, noise = results.signal[-1] / results.signal[0], results.noise[-1] / results.noise[0]
+    text = f"at the end the signal is {signal:.2f} times what it was at first, the noise {noise:.2f} times"
+    claim(text, short or signal < min(1, noise))
     off = np.abs(results.by_size / expected(results, np.array(SIZES)) - 1).max()
     claim(f"gradients of batches of {SIZES} have the predicted squared norm, to {off:.0%}", short or off < 0.4)
     factor = np.exp(np.nanmean(np.abs(np.log(results.running[1:] / scale[1:]))))
@@ -109,6 +110,11 @@ def check_microbatches(params: layers.Params, images: jax.Array, labels: jax.Arr
     claim(f"held seven at a time, 60 gradients have the same noise scale, to {off:.0e}", off < 1e-4)
 
 
+def towards_the_end(scale: np.ndarray) -> float:
+    """The noise scale that the text states: from one step to the next it changes severalfold."""
+    return float(np.median(scale[-LAST:]))
+
+
 def expected(results: Results, sizes: np.ndarray) -> np.ndarray:
     """Squared norms at the last step, by batch size; the mean over the DIGITS digits itself adds noise / DIGITS."""
     return results.signal[-1] + results.noise[-1] / DIGITS + results.noise[-1] / sizes
@@ -116,25 +122,26 @@ def expected(results: Results, sizes: np.ndarray) -> np.ndarray:
 
 def picture(results: Results) -> Figure:
     """The noise scale during training, and squared norms by batch size."""
-    figure = style.figure(10, 4)
+    figure = style.figure(9, 4.4)
     left, right = figure.subplots(1, 2)
     scale = results.noise / results.signal
     left.plot(results.steps, scale, label=f"from all {DIGITS:,} digits", **style.SERIES[0])
     own = f"from training's own batches of {BATCH}"
     left.plot(results.steps[1:], results.running[1:], label=own, **style.SERIES[1])
-    left.axhline(BATCH, label=f"the batch that is used, {BATCH}", color=style.GREY, linestyle=":")
-    end = np.median(scale[-5:])
-    title = f"noise scale, the batch size that it suggests:\n{scale[0]:.0f} at first, about {end:.0f} towards the end"
-    style.tidy(left, title, xlabel="step", ylabel="examples", yscale="log")
-    left.legend()
+    left.axhline(BATCH, label=f"the batch size that is used, {BATCH}", color=style.GREY, linestyle=":")
+    end, last = towards_the_end(scale), results.steps[-LAST:]
+    label = f"towards the end, median of {len(last)} blue points: {end:.0f}"
+    left.plot(last[[0, -1]], [end, end], color=style.BLACK, linewidth=2, label=label)
+    title = "noise scale = noise / signal,\nthe batch size that it suggests"
+    style.tidy(left, title, xlabel="training step", ylabel="examples", yscale="log")
     sizes = np.geomspace(SIZES[0], SIZES[-1])
-    right.plot(sizes, expected(results, sizes), style.BLACK, label=f"signal + noise (1 / B + 1 / {DIGITS:,})")
-    right.plot(SIZES, results.by_size, "o", color=style.RED, label="measured")
-    right.axhline(results.signal[-1], color=style.GREY, linestyle="--", label="signal")
-    right.axvline(scale[-1], color=style.GREY, linestyle=":", label=f"noise scale, {scale[-1]:.0f}")
-    title = f"squared norm of a batch's mean gradient,\nafter {results.steps[-1]} steps"
-    style.tidy(right, title, xlabel="batch size B", xscale="log", yscale="log")
-    right.legend()
+    right.plot(SIZES, results.by_size, "o", color=style.PURPLE, label="measured: batches of 10 to 640")
+    predicted = f"predicted: signal + noise / B + noise / {DIGITS:,}"
+    right.plot(sizes, expected(results, sizes), style.BLACK, label=predicted)
+    right.axhline(results.signal[-1], color=style.GREY, linestyle="--", label="signal: what all examples share")
+    title = f"squared norm of the mean gradient\nof a batch, after {results.steps[-1]} steps"
+    style.tidy(right, title, xlabel="examples in the batch, B", xscale="log", yscale="log")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     for axis in (left.yaxis, right.xaxis, right.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else ""))

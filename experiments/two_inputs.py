@@ -1,8 +1,8 @@
 """m = max(a, b), and J_m is given: what are J_a and J_b?
 
-J_x is the derivative of a loss J with respect to x. J_a = J_m if a > b else 0, and J_b likewise: the larger input
-receives all of J_m. Where a = b there is no derivative, and `ties` selects the shares. Everywhere else finite
-differences agree: for two numbers, for the weights of a hidden unit, and for every weight of a small network.
+J_x is the derivative of a loss J with respect to x. J_a = J_m if a >= b, else 0; J_b = J_m - J_a: the larger input
+receives all of J_m. Where a = b there is no derivative; this rule is `ties="first"`, and `ties` selects other shares.
+Everywhere else finite differences agree: for two numbers, and for every weight of a network of one or four maxima.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,12 @@ def cost(m: jax.Array) -> jax.Array:
 
 
 def sums(weights: layers.Params, x: jax.Array) -> jax.Array:
-    """The weighted sums (3,) -> (units, 2), a and b of every unit."""
+    """The weighted sums (3,) -> (units, 2), the a and b of every maximum."""
     return layers.dense("hidden")(weights, x).reshape(-1, 2)
 
 
 def network(weights: layers.Params, x: jax.Array) -> jax.Array:
-    """Hidden units max(a, b), a linear output unit, a squared error: (3,) -> scalar."""
+    """Every max(a, b), a linear output, a squared error: (3,) -> scalar."""
     return (layers.dense("out")(weights, jax.vmap(maximum)(sums(weights, x)))[0] - 1) ** 2
 
 
@@ -62,8 +62,8 @@ class Gradients(NamedTuple):
 def measure(seed: int, examples: int = 100) -> Gradients:
     """Checks everything in float64, in which differences are accurate to nine digits."""
     with jax.enable_x64(True):
-        check_network("one hidden unit", 1, seed, examples)
-        check_network("a network of four", 4, seed, examples)
+        check_network("a network of one maximum", 1, seed, examples)
+        check_network("a network of four maxima", 4, seed, examples)
         return check_plane()
 
 
@@ -99,15 +99,18 @@ def check_network(name: str, units: int, seed: int, examples: int) -> None:
     _, gradients = jpool.per_example_value_and_grad(loss)(flat, x)
     slopes = jax.vmap(lambda x: differences(lambda flat: loss(flat, x), flat))(x)
     error = float(abs(gradients - slopes).max())
-    claim(f"{name}, {len(x)} examples, {flat.size} weights: finite differences agree to {error:.0e}", error < 1e-7)
+    claim(
+        f"{name}, {len(x)} examples, {flat.size} weights and biases: finite differences agree to {error:.0e}",
+        error < 1e-7,
+    )
 
 
 def picture(results: Gradients) -> Figure:
     """The plane of a and b for each rule: level lines of m, and the shares of J_m as an arrow."""
-    figure = style.figure(10, 3.6)
-    error = f"Off the diagonal, finite differences agree to {results.error:.0e}"
-    title = f"m = max(a, b). Arrows: (J_a, J_b) / J_m; red where a = b. Grey lines: equal m. {error}"
-    figure.suptitle(title, fontsize=10)
+    figure = style.figure(9, 3.6)
+    title = "m = max(a, b). Arrows: (J_a, J_b) / J_m, red where a = b. Grey lines: equal m."
+    error = f"Off the diagonal a = b, finite differences agree to {results.error:.0e}."
+    figure.suptitle(f"{title}\n{error}", fontsize=style.TITLE)
     a, b = results.plane.T
     fine, lines = np.linspace(-2.6, 2.6, 200), {"colors": "#00000033", "linewidths": 1, "linestyles": "solid"}
     arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 2.2, "width": 0.011}

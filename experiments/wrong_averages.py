@@ -1,14 +1,15 @@
 """Why not average earlier? Three shortcuts, measured against the mean of per-example gradients.
 
-(a) averages activations and pools once; (b) routes the batch's mean cotangent (the gradient of the loss with respect to
-the pooled values) to all elements that won for any example; (c) propagates one mean error back through mean activations
-(see `experiments/comparisons/shortcuts.py`). Each gives a gradient of the right shape but not the right gradient, and
-only (b), which does not change the layers above the pooling, learns to classify digits. Where the mean may be taken
-early is shown in `experiments/comparisons/linearity.py`.
+(a) averages the activations, pools once, and goes back once; (b) divides the mean cotangent of each window equally
+among the window's elements that won for any example (a cotangent is the gradient of the loss with respect to a result;
+the mean is over the batch); (c) averages the errors, which are the cotangents of the scores, and sends this one error
+back through mean activations. `experiments/comparisons/shortcuts.py` has their code. Each gives a gradient of the right
+shape but not the right gradient, and only (b), which does not change the layers above the pooling, learns to classify
+digits. Where the mean may be taken early is shown in `experiments/comparisons/linearity.py`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,14 @@ WAYS: dict[tuple[str, str], Gradient] = {  # by network, the right way first: th
     ("relu MLP", ""): shortcuts.right,
     ("relu MLP", "(c)"): shortcuts.averaged_errors,
 }
-LEAST = 1e-8  # on the logarithmic axis of errors, which cannot show 0
-AVERAGED = {"(a)": "mean activations", "(b)": "mean cotangents", "(c)": "mean errors"}
+AVERAGED = {"(a)": "average activations", "(b)": "spread over all winners", "(c)": "average errors"}
+LINES: dict[str, dict[str, Any]] = {  # one colour for each way, in all panels; the MLP differs in its marker and dash
+    "": {"color": style.GREY},
+    "(a)": {"color": style.BLUE, "marker": "o"},
+    "(b)": {"color": style.PURPLE, "marker": "s"},
+    "(c)": {"color": style.GREEN, "marker": "^"},
+    "(c) in the MLP": {"color": style.GREEN, "marker": "v", "linestyle": ":", "markerfacecolor": "white"},
+}
 
 
 class Results(NamedTuple):
@@ -41,15 +48,15 @@ class Results(NamedTuple):
 
     at: list[int]  # the steps at which gradients were compared
     likenesses: dict[str, np.ndarray]  # by shortcut, (len(at), 2): cosine with the right gradient, and relative norm
-    accuracies: dict[str, float]  # by name, after all steps
-    errors: dict[str, tuple[float, float]]  # of (c), by network and cost: in gradients of biases, of weights
+    accuracies: dict[str, float]  # by network and way, after all steps
+    steps: int
 
 
 def measure(seed: int, steps: int = 300) -> Results:
     """Trains with every gradient on the same batches; they are compared along the path of the right one."""
     key, batches, digits = setting(seed, steps)
     linearity.check_mean_loss(key, *batches[0])
-    errors = linearity.where_exact(key, *batches[0])
+    linearity.check_averaged_errors(key, *batches[0])
 
     at = compared_at(steps)
     all_likenesses, accuracies = {}, {}
@@ -65,7 +72,7 @@ def measure(seed: int, steps: int = 300) -> Results:
         cosine, norm = np.median(all_likenesses[name], 0)
         text = f"{name}, {AVERAGED[way]}: {accuracy:.1%}; cosine with the right gradient {cosine:.2f}, norm {norm:.2f}"
         claim(text, cosine < 0.99 and (steps < 300 or accuracy < best - 0.04))
-    return Results(at, all_likenesses, accuracies, errors)
+    return Results(at, all_likenesses, accuracies, steps)
 
 
 def setting(seed: int, steps: int) -> tuple[jax.Array, list[loop.Batch], loop.OnDevice]:
@@ -112,34 +119,28 @@ def likenesses(
 
 
 def picture(results: Results) -> Figure:
-    """Cosines, norms, accuracies, and where (c) is exact."""
-    figure = style.figure(11, 7)
-    (cosines, norms), (accuracies, errors) = figure.subplots(2, 2)
-    for (name, values), line in zip(results.likenesses.items(), style.SERIES, strict=False):
-        label = f"{name}: {AVERAGED[name[-3:]]}; median cosine {np.median(values[:, 0]):.2f}"
-        cosines.plot(results.at, values[:, 0], label=label, **line)
-        norms.plot(results.at, values[:, 1], **line)
-    style.tidy(cosines, "cosine with the right gradient", xlabel="step", ylim=(None, 1.05))
-    style.tidy(norms, "norm, relative to the right gradient's", xlabel="step", yscale="log")
-    style.ticks(norms.yaxis, 0.2, 0.5, 1, 2, 5, 10, 20)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    """The accuracies; below, the cosines and the norms along the training."""
+    figure = style.figure(9, 7)
+    panels = figure.subplot_mosaic([["accuracies", "accuracies"], ["cosines", "norms"]], height_ratios=(1, 1.15))
+    accuracies, cosines, norms = (panels[name] for name in ("accuracies", "cosines", "norms"))
+    ways = [name.rpartition(" ")[2] for name in results.accuracies]
+    about = [AVERAGED.get(way, "right, mean of gradients") for way in ways]
+    names = [f"{name.strip()}: {text}" for name, text in zip(results.accuracies, about, strict=True)]
+    values = 100 * np.array(list(results.accuracies.values()))
+    style.bars(accuracies, names, {"": (values, [LINES[way]["color"] for way in ways])}, "%.0f %%")
+    title = f"held-out digits classified correctly after {results.steps} steps"
+    style.tidy(accuracies, title, xlim=(0, 105), xlabel="accuracy (%)")
+    accuracies.grid(visible=False, axis="y")
 
-    names = [f"{name.strip()}: {AVERAGED.get(name[-3:], 'mean of gradients')}" for name in results.accuracies]
-    colours = [style.RED if name.endswith(")") else style.GREY for name in results.accuracies]
-    style.bars(accuracies, names, {"": (100 * np.array(list(results.accuracies.values())), colours)}, "%.0f")
-    style.tidy(accuracies, "held-out accuracy (%); grey: the right gradient", xlim=(0, 110))
-    biases, weights = np.maximum(list(results.errors.values()), LEAST).T
-    series = {"biases (the propagated error)": (biases, style.BLUE), "weights": (weights, style.PURPLE)}
-
-    def shown(size: float) -> str:
-        return "0 (exact)" if size == LEAST else f"{size:.0e}" if size < 1e-3 else ""
-
-    style.bars(errors, results.errors, series, shown)
-    title = "(c): relative error of the gradients of"
-    style.tidy(errors, title, xscale="log", xlim=(LEAST, 3), ylim=(len(results.errors), -2))
-    errors.legend(loc="upper right")
-    for axes in (accuracies, errors):
-        axes.grid(visible=False, axis="y")
+    for name, values in results.likenesses.items():
+        way = name[-3:] if name.startswith("LeNet") else "(c) in the MLP"
+        label = f"{way} {AVERAGED[way]}" if way in AVERAGED else way
+        cosines.plot(results.at, values[:, 0], label=label, **LINES[way])
+        norms.plot(results.at, values[:, 1], **LINES[way])
+    style.tidy(cosines, "cosine with the right gradient\n(1: the same direction)", xlabel="step", ylim=(None, 1.05))
+    style.tidy(norms, "norm, divided by that\nof the right gradient", xlabel="step", yscale="log")
+    style.ticks(norms.yaxis, 0.5, 1, 2, 5, 10)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, columnspacing=1.2, handletextpad=0.5)
     return figure
 
 

@@ -28,7 +28,7 @@ def of_mean_loss(network: Network, params: Params, xs: Array, labels: Array) -> 
 
 
 def averaged_activations(network: Network, params: Params, xs: Array, labels: Array) -> Params:
-    """(a) Averages the inputs of the first pooling layer, pools once, and backpropagates once."""
+    """(a) Averages the activations before the first pooling layer, pools once, and goes back once."""
     below = network.index(layers.pool)
 
     def loss(params: Params) -> Array:
@@ -40,7 +40,10 @@ def averaged_activations(network: Network, params: Params, xs: Array, labels: Ar
 
 
 def shared_routing(network: Network, params: Params, xs: Array, labels: Array) -> Params:
-    """(b) Pools each example separately, but routes the batch's mean cotangent to all that won for any example."""
+    """(b) Divides the mean cotangent of each window equally among the window's elements that won for any example.
+
+    The forward pass is right. Backward, every example receives the same shares, wherever its own winners are.
+    """
 
     def loss(params: Params) -> Array:
         x = xs
@@ -74,7 +77,7 @@ pool_as_one.defvjp(_forward, _backward)
 
 
 def averaged_errors(network: Network, params: Params, xs: Array, labels: Array, cost: Cost = cross_entropy) -> Params:
-    """(c) Averages the errors at the output, and propagates this one error back through averaged activations."""
+    """(c) Averages the errors, the cotangents of the scores; sends this one error back through mean activations."""
     mean_inputs = []
     for layer in network:
         mean_inputs.append(xs.mean(0))

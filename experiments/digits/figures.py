@@ -1,6 +1,7 @@
 """The pictures of the training program: its learning curve, and one digit forward and back through a pooling."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,28 +71,28 @@ def routing(params: layers.Params, digits: Digits, path: Path) -> None:
     """Top, forward: input, feature map, pooled map with its winners. Bottom, backward: the cotangents being routed."""
     image, label, loss = hardest(params, digits)
     traced = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
-    figure = style.figure(11.5, 7.6)
+    figure = style.figure(9, 6.4)
     (top_left, top_middle, top_right), (bottom_left, bottom_middle, bottom_right) = figure.subplots(2, 3)
 
+    low, high, limit = traced.maps.min(), traced.maps.max(), np.abs(traced.ct).max()
     style.image(top_left, image, f"1  input, 28 x 28: a {label}")
-    show(top_middle, traced.maps, "gray", f"2  feature map of filter {traced.channel + 1}, 24 x 24")
+    show(top_middle, traced.maps, "gray_r", low, high, f"2  feature map {traced.channel + 1}, 24 x 24")
     rows, columns = np.nonzero(traced.won)
     top_middle.plot(columns, rows, ".", color=style.RED, markersize=4)
-    show(top_right, traced.pooled, "gray", "3  pooled map, 12 x 12, with its winners")
+    show(top_right, traced.pooled, "gray_r", low, high, "3  pooled map, 12 x 12")
     # An element of the feature map is a quarter of a cell away from the centre of its cell in the pooled map.
     top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=style.RED, markersize=4)
 
-    limit = np.abs(traced.ct).max()
-    show(bottom_right, traced.ct, "RdBu", "4  cotangents that arrive at the pooled map", limit)
-    show(bottom_middle, traced.routed, "RdBu", "5  where they went in the feature map", limit)
+    show(bottom_right, traced.ct, "RdBu", -limit, limit, "4  cotangents of the pooled map")
+    show(bottom_middle, traced.routed, "RdBu", -limit, limit, "5  where they went in the map")
     bottom_left.axis("off")
-    bottom_left.text(0.0, 1.0, explanation(traced, label, loss), va="top", linespacing=1.3, in_layout=False)
+    bottom_left.text(0.0, 1.0, explanation(traced, label, loss), va="top", fontsize=9, in_layout=False)
     style.save(figure, path)
 
 
-def show(axes: Axes, values: np.ndarray, colours: str, title: str, limit: float | None = None) -> None:
-    """Shows an image with the pooling windows drawn over it."""
-    style.image(axes, values, title, cmap=colours, vmin=None if limit is None else -limit, vmax=limit)
+def show(axes: Axes, values: np.ndarray, colours: str, low: float, high: float, title: str) -> None:
+    """Shows an image with the pooling windows drawn over it; maps that share `low` and `high` share their colours."""
+    style.image(axes, values, title, cmap=colours, vmin=low, vmax=high)
     style.windows(axes, len(values), 12)
 
 
@@ -99,12 +100,13 @@ def explanation(traced: Trace, label: int, loss: float) -> str:
     """The text in the picture, with its numbers."""
     received = np.count_nonzero(traced.routed)
     arrived, routed = math.fsum(traced.ct.flat), math.fsum(traced.routed.flat)  # exact, so equal sums print equally
-    return (
-        f"Of the digits that are read correctly, this {label} has\nthe largest loss: cross entropy {loss:.2f} nats.\n\n"
-        "Forward (1, 2, 3): each 2 x 2 window keeps its\nlargest element, the winner (red).\n\n"
-        "Backward (4, 5): each cotangent goes to the\nwinner of its window, whole and unchanged\n"
-        "(blue: positive, red: negative).\n\n"
-        f"{received} of {traced.routed.size} elements receive a cotangent,\nthe others exactly 0.\n\n"
-        f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}\n\n"
-        "Nothing is averaged here: only the gradients\nof the weights are, over the batch."
+    paragraphs = (
+        f"Of the digits read correctly, this {label} has the largest loss, {loss:.2f} nats.",
+        "Forward (1, 2, 3): each 2 x 2 window keeps its largest element, the winner (red).",
+        "Backward (4, 5): each cotangent goes to the winner of its window, whole and unchanged. "
+        f"Blue is positive, red negative; the largest has the size {np.abs(traced.ct).max():.2g}.",
+        f"{received} of {traced.routed.size} elements receive a cotangent, the others exactly 0.",
+        f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}",
+        "Nothing is averaged here: only the gradients of weights are, over the batch.",
     )
+    return "\n\n".join("\n".join(textwrap.fill(line, 43) for line in text.split("\n")) for text in paragraphs)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from shared.cases import mostly_exhaustive
 
-from experiments import two_inputs
+from experiments import two_inputs, wrong_averages
 from experiments.common import command
 from experiments.comparisons import caffe, caffe_solvers, shortcuts
 from experiments.digits import data, layers
@@ -39,7 +39,7 @@ def test_experiments_at_their_smallest(name, capsys, tmp_path, monkeypatch):
     assert re.search(rf"^picture: out/{name}.png\n.*jax \d.*\d{{4}}-\d\d-\d\d$", printed, re.MULTILINE)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == [f"out/{name}.png"]
     assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert name != "two_inputs" or "a network of four, 2 examples, 37 weights" in printed
+    assert name != "two_inputs" or "a network of four maxima, 2 examples, 37 weights" in printed
 
 
 def test_the_gallery_has_question_command_and_picture_of_every_experiment():
@@ -71,6 +71,13 @@ def test_shared_routing_averages_cotangents_and_winners():
     assert values.ravel().tolist() == [2, 3]
     (shared,) = back(jnp.array([[[[4.0]]], [[[8.0]]]]))
     assert shared[..., 0].tolist() == [[[0, 3], [3, 0]]] * 2  # two winners share 6, the mean cotangent
+
+
+def test_spreading_over_all_winners_has_one_definition():
+    texts = [shortcuts.shared_routing.__doc__, wrong_averages.__doc__]
+    texts += [(EXPERIMENTS / page).read_text() for page in ("README.md", "tutorial.ipynb")]
+    words = "the mean cotangent of each window equally among the window's elements that won for any example"
+    assert all(words in " ".join(text.split()) for text in texts)
 
 
 LINEAR = (layers.dense("out"),)
