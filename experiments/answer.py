@@ -31,6 +31,7 @@ class Answer(NamedTuple):
     columns: np.ndarray  # (3, 12, 12)
     inked: np.ndarray  # (3, 12, 12) whether the patch of the winner is not blank
     most: np.ndarray  # (3,) the winner that adds most, as an index into 144
+    cotangents: np.ndarray  # (3, 12, 12) of the winners
     gradients: np.ndarray  # (3, 5, 5)
     mean: np.ndarray  # (5, 5)
     before: np.ndarray  # (5, 5) the filter
@@ -49,7 +50,10 @@ def measure(seed: int, steps: int = 300) -> Answer:
     rows, columns, inked, most = check_sums(examples, digits)
     mean = gradients.mean(0)
     after = check_step(examples, digits, mean)
-    return Answer(digits, examples.maps, rows, columns, inked, most, gradients, mean, every.filter, after, every.limit)
+    return Answer(
+        digits, examples.maps, rows, columns, inked, most, examples.cotangents, gradients, mean, every.filter, after,
+        every.limit,
+    )  # fmt: skip
 
 
 def check_sums(examples: one_filter.Numbers, digits: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -89,7 +93,7 @@ def check_step(examples: one_filter.Numbers, digits: np.ndarray, mean: np.ndarra
 def picture(answer: Answer) -> Figure:
     """From left to right: a digit in each row, its map with winners, its gradient; then their mean and the step."""
     figure = style.figure(11, 6.4)
-    figure.set_layout_engine("constrained", wspace=0.08, hspace=0.04)  # room for arrows
+    figure.set_layout_engine("constrained", wspace=0.08, hspace=0.1)  # room for arrows
     panels = figure.subplot_mosaic(
         [["digit 0", "map 0", "gradient 0", ".", "before"],
          ["digit 1", "map 1", "gradient 1", "mean", "after"],
@@ -98,11 +102,11 @@ def picture(answer: Answer) -> Figure:
     for i in range(one_filter.SHOWN):
         show(figure, answer, i, *(panels[f"{name} {i}"] for name in ("digit", "map", "gradient")))
         arrow(figure, panels[f"gradient {i}"], panels["mean"])
-    panels["digit 0"].set_title("a digit; box: the\npatch of one winner", fontsize=style.TITLE)
-    panels["map 0"].set_title("its feature map, 24x24;\ndots: its winners on ink", fontsize=style.TITLE)
-    panels["gradient 0"].set_title("its gradient of the filter:\nsum of patch times cotangent", fontsize=style.TITLE)
+    panels["digit 0"].set_title("a digit; green: the patch\nthat one winner saw", fontsize=style.TITLE)
+    panels["map 0"].set_title("its feature map, in windows\nof 2x2; dots: winners", fontsize=style.TITLE)
+    panels["gradient 0"].set_title("its gradient: sum of\npatch x cotangent", fontsize=style.TITLE)
     grid(panels["mean"], answer.mean, style.SIGNED, answer.limit)
-    panels["mean"].set_title("mean of the three", fontsize=style.TITLE)
+    panels["mean"].text(2, -0.7, "mean of the three", ha="center", fontsize=style.TITLE, in_layout=False)
     limit = abs(np.array([answer.before, answer.after])).max()
     grid(panels["before"], answer.before, style.FILTER, limit)
     panels["before"].set_title("the filter before", fontsize=style.TITLE)
@@ -112,11 +116,12 @@ def picture(answer: Answer) -> Figure:
     arrow(figure, panels["mean"], panels["after"])
     arrow(figure, panels["before"], panels["after"], down=True)
     text = (
-        f"One scale for the gradients and their mean:\nred -{answer.limit:.2f}, white 0, blue {answer.limit:.2f}.\n"
-        f"Filters have their own: white 0, green {limit:.2f}."
+        f"Gradients and mean: red -{answer.limit:.2f}, white 0, blue {answer.limit:.2f}.\n"
+        f"Filters: purple below 0, white 0, green {limit:.2f}. Rounded.\n"
+        "Winners on blank paper are not drawn:\ntheir patch is 0, so they add nothing."
     )
     panels["text"].axis("off")
-    panels["text"].text(0.5, 0.2, text, ha="center", va="center", linespacing=1.4, in_layout=False)
+    panels["text"].text(0.5, 0.24, text, ha="center", va="center", linespacing=1.4, in_layout=False)
     return figure
 
 
@@ -130,6 +135,8 @@ def show(figure: Figure, answer: Answer, i: int, digit: Axes, feature_map: Axes,
     row, column = answer.rows[i].flat[answer.most[i]], answer.columns[i].flat[answer.most[i]]
     frame(digit, row, column, 5)
     frame(feature_map, row, column, 1)
+    text = f"its cotangent: {answer.cotangents[i].flat[answer.most[i]]:.2f}"
+    digit.text(0.5, 0.5, text, fontsize=9, va="top", color="#00614a")
     grid(gradient, answer.gradients[i], style.SIGNED, answer.limit)
     arrow(figure, digit, feature_map)
     arrow(figure, feature_map, gradient)
@@ -137,7 +144,7 @@ def show(figure: Figure, answer: Answer, i: int, digit: Axes, feature_map: Axes,
 
 def frame(axes: Axes, row: int, column: int, size: int) -> None:
     """Draws the border of `size` x `size` elements from this one."""
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), size, size, fill=False, edgecolor=style.GREEN, linewidth=2))
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), size, size, fill=False, edgecolor=style.GREEN, linewidth=2.5))
 
 
 def grid(axes: Axes, values: np.ndarray, colours: str, limit: float) -> None:

@@ -76,15 +76,13 @@ def routing(params: layers.Params, digits: Digits, path: Path) -> None:
 
     low, high, limit = traced.maps.min(), traced.maps.max(), np.abs(traced.ct).max()
     style.image(top_left, image, f"1  input, 28 x 28: a {label}")
-    show(top_middle, traced.maps, "gray_r", low, high, f"2  feature map {traced.channel + 1}, 24 x 24")
+    show(top_middle, traced.maps, "gray_r", low, high, "2  feature map, one of 20, 24 x 24")
     rows, columns = np.nonzero(traced.won)
-    top_middle.plot(columns, rows, ".", color=style.RED, markersize=4)
+    dots = {"color": style.WINNER, "markersize": 3.2, "markeredgecolor": "black", "markeredgewidth": 0.3}
+    top_middle.plot(columns, rows, "o", **dots)
     show(top_right, traced.pooled, "gray_r", low, high, "3  pooled map, 12 x 12")
-    # An element of the feature map is a quarter of a cell away from the centre of its cell in the pooled map.
-    top_right.plot(columns / 2 - 0.25, rows / 2 - 0.25, ".", color=style.RED, markersize=4)
-
-    show(bottom_right, traced.ct, "RdBu", -limit, limit, "4  cotangents of the pooled map")
-    show(bottom_middle, traced.routed, "RdBu", -limit, limit, "5  where they went in the map")
+    show(bottom_right, traced.ct, style.SIGNED, -limit, limit, "4  cotangents of the pooled map")
+    show(bottom_middle, traced.routed, style.SIGNED, -limit, limit, "5  cotangents of the feature map")
     bottom_left.axis("off")
     bottom_left.text(0.0, 1.0, explanation(traced, label, loss), va="top", fontsize=9, in_layout=False)
     style.save(figure, path)
@@ -101,12 +99,12 @@ def explanation(traced: Trace, label: int, loss: float) -> str:
     received = np.count_nonzero(traced.routed)
     arrived, routed = math.fsum(traced.ct.flat), math.fsum(traced.routed.flat)  # exact, so equal sums print equally
     paragraphs = (
-        f"Of the digits read correctly, this {label} has the largest loss, {loss:.2f} nats.",
-        "Forward (1, 2, 3): each 2 x 2 window keeps its largest element, the winner (red).",
+        f"Of the digits that are classified correctly, this {label} has the largest loss, {loss:.2f}.",
+        "Forward (1, 2, 3): each 2 x 2 window keeps its largest element, the winner (dot).",
         "Backward (4, 5): each cotangent goes to the winner of its window, whole and unchanged. "
-        f"Blue is positive, red negative; the largest has the size {np.abs(traced.ct).max():.2g}.",
-        f"{received} of {traced.routed.size} elements receive a cotangent, the others exactly 0.",
-        f"Sum that arrived: {arrived:+.9f}\nSum that was routed: {routed:+.9f}",
-        "Nothing is averaged here: only the gradients of weights are, over the batch.",
+        f"Blue is positive, red negative; the largest absolute value is {np.abs(traced.ct).max():.2g}.",
+        f"{received} of {traced.routed.size} elements receive a cotangent, one in each window; the others exactly 0.",
+        f"Sum of panel 4: {arrived:+.9f}\nSum of panel 5: {routed:+.9f}",
+        "Nothing is averaged here. Averaging over the batch comes later, and only for the gradients of weights.",
     )
     return "\n\n".join("\n".join(textwrap.fill(line, 43) for line in text.split("\n")) for text in paragraphs)
