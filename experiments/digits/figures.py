@@ -99,12 +99,12 @@ def explanation(traced: Trace, label: int, loss: float) -> str:
     received = np.count_nonzero(traced.routed)
     arrived, routed = math.fsum(traced.ct.flat), math.fsum(traced.routed.flat)  # exact, so equal sums print equally
     paragraphs = (
-        f"Of the digits that are classified correctly, this {label} has the largest loss, {loss:.2f}.",
+        f"The correctly classified digit with the largest loss, {loss:.2f}.",
         "Forward (1, 2, 3): each 2 x 2 window keeps its largest element, the winner (dot).",
         "Backward (4, 5): each cotangent goes to the winner of its window, whole and unchanged. "
         f"Blue is positive, red negative; the largest absolute value is {np.abs(traced.ct).max():.2g}.",
         f"{received} of {traced.routed.size} elements receive a cotangent, one in each window; the others exactly 0.",
         f"Sum of panel 4: {arrived:+.9f}\nSum of panel 5: {routed:+.9f}",
-        "Nothing is averaged here. Averaging over the batch comes later, and only for the gradients of weights.",
+        "Nothing is averaged here; later, over the batch, only the gradients of weights are.",
     )
     return "\n\n".join("\n".join(textwrap.fill(line, 43) for line in text.split("\n")) for text in paragraphs)
