@@ -54,7 +54,8 @@ function spread(ct) {
 
 // The 25 pixels that an element of the feature map saw; times its cotangent they are its term of the gradient.
 const patchOf = (image, element) => Array.from({ length: KERNEL ** 2 }, (_, i) =>
-  image[DIGIT * (Math.floor(element / SIDE) + Math.floor(i / KERNEL)) + (element % SIDE) + (i % KERNEL)] / 255);
+  image[pixelOf(element) + DIGIT * Math.floor(i / KERNEL) + (i % KERNEL)] / 255);
+const pixelOf = (element) => DIGIT * Math.floor(element / SIDE) + (element % SIDE); // the first of these
 
 const mean = (arrays) => Array.from(arrays[0], (_, i) => arrays.reduce((sum, array) => sum + array[i], 0) / arrays.length);
 const norm = (array) => Math.hypot(...array);
@@ -68,12 +69,13 @@ const meanWinners = select(meanMap);
 
 // --- Drawing ---
 
+const wide = matchMedia("(min-width: 75rem)"), dark = matchMedia("(prefers-color-scheme: dark)"); // as in the template
 const range = (arrays) => [Math.min, Math.max].map((most) => most(...arrays.map((array) => most(...array))));
 const largest = (arrays) => Math.max(...range(arrays).map(Math.abs));
 const MINUS = "\u2212", signs = (text) => text.replace(/-/g, MINUS);
 const short = (value) => signs(String(Number(value.toPrecision(3))));
 const fixed = (value, digits = 2) => signs(value.toFixed(digits).replace(/^-(0\.0*)$/, "$1"));
-const percent = (part, digits = 0) => `${(100 * part).toFixed(digits)} %`;
+const percent = (part) => `${(100 * part).toFixed(0)} %`;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
@@ -160,15 +162,14 @@ function arrow(x, y, dx, dy, colour, width) { // in SVG, with y upwards
 
 // --- The parts; each draws from the state ---
 
-const wide = matchMedia("(min-width: 75rem)");
 const state = { way: 0, rate: Number($("rate").value), a: 1, b: -0.5, rule: "first", digit: 0, row: 8, column: 5, n: 0, order: 0 };
 const cellOf = () => (state.row - 1) * CELLS + state.column - 1;
 const WAYS = [ // what stands where the three gradients stand, what makes the step, and what to say of it
   ["gradients of the filter: Σ patch × cotangent", "their mean", () =>
     "Each gradient is the sum, over the winners of its digit, of patch × cotangent: the pixels that the winner saw, times " +
-    "the derivative of the loss with respect to the winner. All are 5 × 5, so they have a mean. It is the gradient of the mean loss."],
+    "the derivative of the loss with respect to the winner. All are 5 × 5, so they have a mean. jax.grad of the mean loss gives the same."],
   ["too early: the mean of the maps, with its own winners", "what (a) gives", (turned) =>
-    `(a) averages the maps, and pools their mean. Its winners are no digit's. The gradient is ${turned} from the right one.`],
+    `(a) averages the activations that are pooled, here the maps. Their mean has winners of its own. The gradient is ${turned} from the right one.`],
   ["too early: mean cotangents, divided among all winners", "what (b) gives", (turned) =>
     "(b) averages the cotangents of each window, and divides each mean equally among the elements that won for any of the " +
     `three digits. The gradient is ${turned} from the right one. Only the layers below the pooling get a wrong one.`],
@@ -183,21 +184,21 @@ for (const canvas of $("maps").querySelectorAll("canvas")) canvas.classList.add(
 
 function drawAnswer() {
   const { way, rate } = state, cell = cellOf(), [over, name, say] = WAYS[way], gradient = ways[way];
+  const window = (pen, at) => box(pen, at(windowOf(cell)[0]), 2);
   $("answer").dataset.way = way;
   $("averaged").textContent = over;
   $("of-mean").firstChild.textContent = name;
   images.forEach((image, i) => {
     const [digit, map, kernel] = ["digits", "maps", "gradients"].map((id) => $(id).children[i + 1]), label = labels[i];
-    const patch = (pen, at) => way === 1 || box(pen, at(DIGIT * Math.floor(winners[i][cell] / SIDE) + (winners[i][cell] % SIDE)), KERNEL);
+    const patch = (pen, at) => way === 1 || box(pen, at(pixelOf(winners[i][cell])), KERNEL);
     draw(digit, image, DIGIT, between([0, 255]), `One of the digits, a handwritten ${label}.`, patch);
-    drawMap(map, maps[i], image, way === 1 ? [] : winners[i], `Feature map of the ${label}, 24 by 24, and winners.`,
-      (pen, at) => box(pen, at(windowOf(cell)[0]), 2));
+    drawMap(map, maps[i], image, way === 1 ? [] : winners[i], `Feature map of the ${label}, 24 by 24, and winners.`, window);
     drawKernel(kernel, gradients[i], `Gradient of the filter for the ${label}`);
   });
   if (way === 1) drawMap($("early"), meanMap, meanImage, meanWinners, "The mean of the three feature maps, and its winners.");
   const sent = way === 2 ? spread(meanCotangents) : route(meanWinners, meanCotangents), most = largest([sent]);
-  if (way > 1) drawRouted($("early"), sent, most, `Mean cotangents, ${way === 2 ? "divided among all that won" : "at the winners of the mean map"}.`);
-  drawKernel($("mean"), gradient, way ? `The gradient of the filter that this gives` : "The mean of the three gradients");
+  if (way > 1) drawRouted($("early"), sent, most, `${over}.`);
+  drawKernel($("mean"), gradient, way ? "The gradient of the filter that this gives" : "The mean of the three gradients");
   drawKernel($("right"), ways[0], "The right gradient: the mean of the three");
   drawFilter($("before"), filter, "The filter before the step");
   drawFilter($("after"), afterStep(gradient, rate), "The filter after the step");
@@ -211,7 +212,6 @@ function drawAnswer() {
   $("scale").innerHTML = bar("gradients and their mean", limit, "negative", "positive") + bar("filters", filterLimit, "less", "more") +
     (way > 1 ? bar("mean cotangents", most, "negative", "positive") : "");
 }
-
 
 function drawWindow() {
   const { a, b, rule } = state, [toA, toB] = shares([a, b], rule), ends = [-2, -1, 0, 1, 2];
@@ -237,13 +237,14 @@ function drawOne() {
   const i = state.digit, cell = cellOf(), elements = windowOf(cell), winner = winners[i][cell], ct = cotangents[i][cell];
   const [top, left] = [Math.floor(winner / SIDE), winner % SIDE], won = `row ${top + 1}, column ${left + 1}`;
   const values = elements.map((element) => maps[i][element]), tied = values.filter((value) => value === maps[i][winner]).length;
-  const where = `row ${state.row}, column ${state.column}`, patch = patchOf(images[i], winner), most = largest(cotangents), window = (pen, at) => box(pen, at(elements[0]), 2);
+  const where = `row ${state.row}, column ${state.column}`, patch = patchOf(images[i], winner), most = largest(cotangents);
+  const window = (pen, at) => box(pen, at(elements[0]), 2);
   $("said-one").textContent =
     `The ${labels[i]}; window in ${where}. Its elements: ${values.map(short).join(", ")}. The winner is in ${won} of ` +
     `the feature map${tied > 1 ? ` (${tied} elements are equal, the first wins)` : ""}. Forward: its value ${short(maps[i][winner])} ` +
     `is kept. Backward: it receives the cotangent ${short(ct)}, the other three 0. ` +
     `${patch.some(Boolean) ? "" : "It saw blank paper only, zeros, and so adds nothing."}`;
-  draw($("image"), images[i], DIGIT, between([0, 255]), `The digit, a handwritten ${labels[i]}.`, (pen, at) => box(pen, at(top * DIGIT + left), KERNEL));
+  draw($("image"), images[i], DIGIT, between([0, 255]), `The digit, a handwritten ${labels[i]}.`, (pen, at) => box(pen, at(pixelOf(winner)), KERNEL));
   drawMap($("map"), maps[i], images[i], winners[i], `Feature map of the ${labels[i]}. In the window in ${where}, ${won} has won.`, window);
   drawRouted($("routed"), route(winners[i], cotangents[i]), most, `Cotangents: ${short(ct)} in ${won}; 0 at all that did not win.`, window);
   $("arriving").textContent = `backward: its cotangents, at the winners; ${MINUS}${fixed(most)} red, ${fixed(most)} blue`;
@@ -252,13 +253,14 @@ function drawOne() {
 }
 
 function drawMore() {
-  const { n, order } = state, count = data.sizes[n], right = 445, [low, median, high] = Array.from(quartiles[n], (value) => fixed(value));
+  const { n, order } = state, count = data.sizes[n], [low, median, high] = Array.from(quartiles[n], (value) => fixed(value));
   const x = (i) => 60 + (375 * Math.log(data.sizes[i])) / Math.log(data.sizes.at(-1)), y = (value) => 105 - 95 * value;
   const points = (values) => values.map((value, i) => `${x(i)},${y(value)}`);
   const column = (i) => quartiles.map((part) => part[i]), one = Array.from(orders[order]);
   const text = (x, y, anchor, words, more = "") => `<text x="${x}" y="${y}" text-anchor="${anchor}" ${more}>${words}</text>`;
   $("cosines").innerHTML =
-    [-1, -0.5, 0, 0.5, 1].map((value) => `<path d="M55 ${y(value)}H${right}" stroke="${css("line")}"/>${text(50, y(value) + 4, "end", signs(String(value)))}`).join("") +
+    [-1, -0.5, 0, 0.5, 1].map((value) => `<path d="M55 ${y(value)}H445" stroke="${css("line")}"/>` +
+      text(50, y(value) + 4, "end", signs(String(value)))).join("") +
     data.sizes.map((size, i) => text(x(i), 218, "middle", size)).join("") + text(250, 240, "middle", "digits in the mean") +
     text(-105, 14, "middle", "cosine with the mean over all", `transform="rotate(-90)"`) +
     `<polygon points="${points(column(0)).concat(points(column(2)).reverse()).join(" ")}" fill="${css("accent")}" opacity=".25"/>` +
@@ -277,7 +279,6 @@ const DRAWN = [ // each part, and the state that it shows
   [drawMore, "n", "order"],
 ];
 const NUMBERS = ["rate", "a", "b", "row", "column", "n"], CHOICES = ["way", "rule", "digit"];
-const prefers = (what) => matchMedia(`(prefers-${what})`);
 
 function show(given = state) {
   const changed = Object.keys(given).filter((name) => given === state || given[name] !== state[name]);
@@ -332,7 +333,7 @@ const LINKS = { side: ROWS.map((y) => [y, y]), meet: ROWS.map((y) => [y, 272]), 
 for (const [name, ends] of Object.entries(LINKS)) {
   for (const path of document.querySelectorAll(`path.${name}`)) path.setAttribute("d", arrows(ends));
 }
-for (const media of [prefers("color-scheme: dark"), wide]) media.addEventListener("change", () => show());
+for (const media of [dark, wide]) media.addEventListener("change", () => show());
 
 const taps = bytes(data.winners); // jpool's winners
 const same = winners.flat().filter((winner, i) => winner === windowOf(i % CELLS ** 2)[taps[i]]).length;
