@@ -285,7 +285,7 @@ function show(given = state) {
   Object.assign(state, given);
   for (const name of NUMBERS) {
     $(name).value = state[name];
-    $(name).nextSibling.textContent = name === "n" ? data.sizes[state.n] : state[name];
+    $(name).nextSibling.textContent = name === "n" ? data.sizes[state.n] : signs(String(state[name]));
   }
   $("n").setAttribute("aria-valuetext", data.sizes[state.n]);
   for (const radio of document.querySelectorAll("input[type=radio]")) radio.checked = radio.value === String(state[radio.name]);
