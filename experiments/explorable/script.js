@@ -165,7 +165,7 @@ function arrow(x, y, dx, dy, colour, width) { // in SVG, with y upwards
 const state = { way: 0, rate: Number($("rate").value), a: 1, b: -0.5, rule: "first", digit: 0, row: 8, column: 5, n: 0, order: 0 };
 const cellOf = () => (state.row - 1) * CELLS + state.column - 1;
 const WAYS = [ // what stands where the three gradients stand, what makes the step, and what to say of it
-  ["gradients of the filter: Σ patch × cotangent", "their mean", () =>
+  ["gradients of the filter: Σ\u00a0patch\u00a0×\u00a0cotangent", "their mean", () =>
     "Each gradient is the sum, over the winners of its digit, of patch × cotangent: the pixels that the winner saw, times " +
     "the derivative of the loss with respect to the winner. All are 5 × 5, so they have a mean. jax.grad of the mean loss gives the same."],
   ["too early: the mean of the maps, with its own winners", "what (a) gives", (turned) =>
@@ -204,7 +204,7 @@ function drawAnswer() {
   drawFilter($("after"), afterStep(gradient, rate), "The filter after the step");
   const [before, after] = [0, rate].map((at) => losses[way][Math.round(at * (losses[way].length - 1))]);
   $("said-answer").textContent = `${say(`${fixed(angle(gradient, ways[0]), 0)}°`)} ` +
-    `A step, filter ${MINUS} ${rate} × gradient, takes the mean loss of the three from ${before.toFixed(3)} to ${after.toFixed(3)}.`;
+    `A step, filter ${MINUS}\u00a0${rate} × gradient, takes the mean loss of the three from ${before.toFixed(3)} to ${after.toFixed(3)}.`;
   const bar = (name, most, less, more) => {
     const colours = [...css(less).split(" ").reverse(), css("zero"), ...css(more).split(" ")];
     return `<p>${name}<i style="background:linear-gradient(90deg,${colours})"></i>${MINUS}${fixed(most)} to ${fixed(most)}</p>`;

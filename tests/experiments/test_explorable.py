@@ -76,7 +76,7 @@ def page():
 
 
 def said(page, part):
-    return page.locator(f"#said-{part}").inner_text()
+    return page.locator(f"#said-{part}").inner_text().replace("\N{NO-BREAK SPACE}", " ")
 
 
 def cells(page, kernel):
