@@ -102,9 +102,9 @@ def picture(answer: Answer) -> Figure:
     for i in range(one_filter.SHOWN):
         show(figure, answer, i, *(panels[f"{name} {i}"] for name in ("digit", "map", "gradient")))
         arrow(figure, panels[f"gradient {i}"], panels["mean"])
-    panels["digit 0"].set_title("a digit; green: the patch\nthat one winner saw", fontsize=style.TITLE)
-    panels["map 0"].set_title("its feature map, in windows\nof 2x2; dots: winners", fontsize=style.TITLE)
-    panels["gradient 0"].set_title("its gradient: sum of\npatch x cotangent", fontsize=style.TITLE)
+    panels["digit 0"].set_title("a digit; green: one\nwinner and its patch", fontsize=style.TITLE)
+    panels["map 0"].set_title("its feature map, 2x2\nwindows; dots: winners", fontsize=style.TITLE)
+    panels["gradient 0"].set_title("its gradient: sum of all\ncotangent x patch", fontsize=style.TITLE)
     grid(panels["mean"], answer.mean, style.SIGNED, answer.limit)
     panels["mean"].text(2, -0.7, "mean of the three", ha="center", fontsize=style.TITLE, in_layout=False)
     limit = abs(np.array([answer.before, answer.after])).max()
@@ -118,7 +118,7 @@ def picture(answer: Answer) -> Figure:
     text = (
         f"Gradients and mean: red -{answer.limit:.2f}, white 0, blue {answer.limit:.2f}.\n"
         f"Filters: purple below 0, white 0, green {limit:.2f}. Rounded.\n"
-        "Winners on blank paper are not drawn:\ntheir patch is 0, so they add nothing."
+        "Pixels: white 0, black 1. Winners on blank paper\nare not drawn: their patch is 0, they add nothing."
     )
     panels["text"].axis("off")
     panels["text"].text(0.5, 0.24, text, ha="center", va="center", linespacing=1.4, in_layout=False)
@@ -135,7 +135,7 @@ def show(figure: Figure, answer: Answer, i: int, digit: Axes, feature_map: Axes,
     row, column = answer.rows[i].flat[answer.most[i]], answer.columns[i].flat[answer.most[i]]
     frame(digit, row, column, 5)
     frame(feature_map, row, column, 1)
-    text = f"its cotangent: {answer.cotangents[i].flat[answer.most[i]]:.2f}"
+    text = f"cotangent: {answer.cotangents[i].flat[answer.most[i]]:.2f}"
     digit.text(0.5, 0.5, text, fontsize=9, va="top", color="#00614a")
     grid(gradient, answer.gradients[i], style.SIGNED, answer.limit)
     arrow(figure, digit, feature_map)

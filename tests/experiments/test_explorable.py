@@ -100,7 +100,7 @@ def test_the_committed_page_and_its_script_are_small_and_up_to_date():
 
 def test_the_accuracies_are_those_of_the_gallery(page, shown):
     gallery = (Path(__file__).parents[2] / "experiments/README.md").read_text()
-    table = re.findall(r"^\| (LeNet, right|\([abc]\)) .*?\| ([\d.]+) % \|", gallery, re.MULTILINE)[:4]
+    table = re.findall(r"^\| (LeNet, right|\([abc]\)):? .*?\| ([\d.]+) % \|", gallery, re.MULTILINE)[:4]
     assert [name for name, _ in table] == ["LeNet, right", "(a)", "(b)", "(c)"]
     # Another processor gives the last digit of the gallery's.
     np.testing.assert_allclose(100 * shown["accuracies"], [float(share) for _, share in table], atol=0.3)
