@@ -57,6 +57,12 @@ const patchOf = (image, element) => Array.from({ length: KERNEL ** 2 }, (_, i) =
   image[pixelOf(element) + DIGIT * Math.floor(i / KERNEL) + (i % KERNEL)] / 255);
 const pixelOf = (element) => DIGIT * Math.floor(element / SIDE) + (element % SIDE); // the first of these
 
+// What the first winners of a digit add up to, row by row: all of them, to its gradient of the filter.
+const sumOf = (i, count) => winners[i].slice(0, count).reduce((sum, winner, cell) => {
+  const patch = patchOf(images[i], winner);
+  return sum.map((value, k) => value + cotangents[i][cell] * patch[k]);
+}, Array(KERNEL ** 2).fill(0));
+
 const mean = (arrays) => Array.from(arrays[0], (_, i) => arrays.reduce((sum, array) => sum + array[i], 0) / arrays.length);
 const norm = (array) => Math.hypot(...array);
 const afterStep = (gradient, rate) => Array.from(filter, (weight, i) => weight - rate * gradient[i]);
@@ -162,7 +168,7 @@ function arrow(x, y, dx, dy, colour, width) { // in SVG, with y upwards
 
 // --- The parts; each draws from the state ---
 
-const state = { way: 0, rate: Number($("rate").value), a: 1, b: -0.5, rule: "first", digit: 0, row: 8, column: 5, n: 0, order: 0 };
+const state = { way: 0, rate: Number($("rate").value), a: 1, b: -0.5, rule: "first", digit: 0, row: 8, column: 5, count: 144, n: 0, order: 0 };
 const cellOf = () => (state.row - 1) * CELLS + state.column - 1;
 const WAYS = [ // what stands where the three gradients stand, what makes the step, and what to say of it
   ["gradients of the filter: Σ\u00a0patch\u00a0×\u00a0cotangent", "their mean", () =>
@@ -172,10 +178,10 @@ const WAYS = [ // what stands where the three gradients stand, what makes the st
     `(a) averages the activations that are pooled, here the maps. Their mean has winners of its own. The gradient is ${turned} from the right one.`],
   ["too early: mean cotangents, divided among all winners", "what (b) gives", (turned) =>
     "(b) averages the cotangents of each window, and divides each mean equally among the elements that won for any of the " +
-    `three digits. The gradient is ${turned} from the right one. Only the layers below the pooling get a wrong one.`],
+    `three digits. The gradient is ${turned} from the right one. The layers above get the right one.`],
   ["too early: mean cotangents, winners of the mean map", "what (c) gives", (turned) =>
     "(c) averages the errors (the cotangents of the ten scores), and sends their mean back through the means of all " +
-    `activations. The gradient is ${turned} from the right one, and the layers above get wrong ones as well.`],
+    `activations. The gradient is ${turned} from the right one, about as far as that of (b). But the layers above get wrong ones too, so it learns less.`],
 ];
 for (const id of ["digits", "maps"]) $(id).insertAdjacentHTML("beforeend", `<canvas role="img"></canvas>`.repeat(3));
 $("gradients").insertAdjacentHTML("beforeend",
@@ -203,13 +209,13 @@ function drawAnswer() {
   drawFilter($("before"), filter, "The filter before the step");
   drawFilter($("after"), afterStep(gradient, rate), "The filter after the step");
   const [before, after] = [0, rate].map((at) => losses[way][Math.round(at * (losses[way].length - 1))]);
-  $("said-answer").textContent = `${say(`${fixed(angle(gradient, ways[0]), 0)}°`)} ` +
-    `A step, filter ${MINUS}\u00a0${rate} × gradient, takes the mean loss of the three from ${before.toFixed(3)} to ${after.toFixed(3)}.`;
-  const bar = (name, most, less, more) => {
+  $("said-answer").innerHTML = `<strong>A step, filter ${MINUS}\u00a0${rate} × gradient, takes the mean loss of the three from ` +
+    `${before.toFixed(3)} to ${after.toFixed(3)}.</strong> ${say(`${fixed(angle(gradient, ways[0]), 0)}°`)}`;
+  const bar = (name, most, less, more, or = "") => { // colours stay the same beyond the ends
     const colours = [...css(less).split(" ").reverse(), css("zero"), ...css(more).split(" ")];
-    return `<p>${name}<i style="background:linear-gradient(90deg,${colours})"></i>${MINUS}${fixed(most)} to ${fixed(most)}</p>`;
+    return `<p>${name}<i style="background:linear-gradient(90deg,${colours})"></i>${MINUS}${fixed(most)}${or && " or less"} to ${fixed(most)}${or}</p>`;
   };
-  $("scale").innerHTML = bar("gradients and their mean", limit, "negative", "positive") + bar("filters", filterLimit, "less", "more") +
+  $("scale").innerHTML = bar("gradients and their mean", limit, "negative", "positive") + bar("filters", filterLimit, "less", "more", " or more") +
     (way > 1 ? bar("mean cotangents", most, "negative", "positive") : "");
 }
 
@@ -248,8 +254,11 @@ function drawOne() {
   drawMap($("map"), maps[i], images[i], winners[i], `Feature map of the ${labels[i]}. In the window in ${where}, ${won} has won.`, window);
   drawRouted($("routed"), route(winners[i], cotangents[i]), most, `Cotangents: ${short(ct)} in ${won}; 0 at all that did not win.`, window);
   $("arriving").textContent = `backward: its cotangents, at the winners; ${MINUS}${fixed(most)} red, ${fixed(most)} blue`;
-  drawKernel($("term"), patch.map((value) => value * ct), "What this winner adds to the gradient");
-  drawKernel($("sum"), gradients[i], `Gradient of the filter for the ${labels[i]}`);
+  const term = patch.map((value) => value * ct), own = largest([term]) || 1, { count } = state;
+  drawKernel($("term"), term, "What this winner adds to the gradient", signed(own), own);
+  $("adds").textContent = `this winner adds: patch × cotangent (its own colours, ${MINUS}${fixed(own)} to ${fixed(own)})`;
+  drawKernel($("sum"), sumOf(i, count), `The sum over the first ${count} winners of the ${labels[i]}`);
+  $("added").textContent = `sum of ${count} of the 144 winners${count < 144 ? ", row by row" : ": this digit's gradient"}`;
 }
 
 function drawMore() {
@@ -268,17 +277,17 @@ function drawMore() {
     `<polyline points="${points(one).join(" ")}" fill="none" stroke="${css("text")}" stroke-width="1.5" stroke-dasharray="5 4"/>` +
     `<circle cx="${x(n)}" cy="${y(one[n])}" r="6" fill="${css("winner")}" stroke="${css("text")}"/>`;
   $("said-more").textContent = `${count === 1 ? "One digit" : `The mean of ${count} digits`}: the median of the cosine is ${median}; ` +
-    `half of the orders lie between ${low} and ${high}. In order ${order + 1} of ${orders.length} shown here it is ${fixed(one[n])}.`;
+    `half of the orders lie between ${low} and ${high}. In this draw, ${order + 1} of ${orders.length}, it is ${fixed(one[n])}.`;
   $("cosines").setAttribute("aria-label", `Cosines by the number of digits. ${$("said-more").textContent}`);
 }
 
 // --- What the reader does ---
 
 const DRAWN = [ // each part, and the state that it shows
-  [drawAnswer, "way", "rate", "row", "column"], [drawWindow, "a", "b", "rule"], [drawOne, "digit", "row", "column"],
+  [drawAnswer, "way", "rate", "row", "column"], [drawWindow, "a", "b", "rule"], [drawOne, "digit", "row", "column", "count"],
   [drawMore, "n", "order"],
 ];
-const NUMBERS = ["rate", "a", "b", "row", "column", "n"], CHOICES = ["way", "rule", "digit"];
+const NUMBERS = ["rate", "a", "b", "row", "column", "count", "n"], CHOICES = ["way", "rule", "digit"];
 
 function show(given = state) {
   const changed = Object.keys(given).filter((name) => given === state || given[name] !== state[name]);
@@ -305,7 +314,10 @@ for (const name of NUMBERS) {
 }
 for (const name of CHOICES) {
   const read = (value) => (name === "rule" ? value : Number(value));
-  for (const radio of document.getElementsByName(name)) radio.addEventListener("change", () => show({ [name]: read(radio.value) }));
+  const more = () => (name === "rule" ? { b: state.a } : {}); // a rule decides where both are equal: go there
+  for (const radio of document.getElementsByName(name)) {
+    radio.addEventListener("change", () => show({ [name]: read(radio.value), ...more() }));
+  }
 }
 $("order").addEventListener("click", () => show({ order: (state.order + 1) % orders.length }));
 
@@ -325,7 +337,6 @@ for (const map of document.querySelectorAll("canvas.touch")) {
   const i = [...$("maps").children].indexOf(map) - 1;
   const toCell = (x, y) => show({ row: cellAt(y), column: cellAt(x), ...(i < 0 ? {} : { digit: i }) });
   onPoint(map, "click", () => true, toCell);
-  onPoint(map, "pointermove", (event) => event.pointerType === "mouse", toCell);
 }
 
 const arrows = (ends) => ends.map(([from, to]) => `M4 ${from}L40 ${to}M32 ${to - 4}L40 ${to}L32 ${to + 4}`).join(""), ROWS = [84, 272, 460];

@@ -142,6 +142,11 @@ def test_winners_values_and_routing_of_the_page_are_jpools(page, shown, pooled):
     assert "432 of 432 winners agreed with jpool's" in page.locator("#check").inner_text()
 
 
+def first_windows(routed, rows):
+    """The cotangents at the winners of so many rows of windows, as a vector."""
+    return np.where(np.arange(24)[:, None] < 2 * rows, np.reshape(routed, (24, 24)), 0)
+
+
 def summed(image, routed):
     """The sum over the feature map of patch times cotangent, (5, 5)."""
     patches = np.lib.stride_tricks.sliding_window_view(image, (5, 5))
@@ -157,6 +162,10 @@ def test_patches_times_what_the_page_shows_are_the_gradients(page, shown, pooled
     for routed, gradient in {"spread(meanCotangents)": shared, "route(meanWinners, meanCotangents)": errors}.items():
         theirs = page.evaluate(f"Array.from({routed})")
         np.testing.assert_allclose(summed(images.mean(0), theirs), gradient, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(page.evaluate("sumOf(2, 144)"), shown["gradients"][2].ravel(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        page.evaluate("sumOf(2, 60)"), summed(images[2], first_windows(pooled[2][2], 5)).ravel(), atol=1e-5
+    )
     at = page.evaluate("windowOf(88).map(element => patchOf(images[2], element))")
     expected = [images[2][row : row + 5, column : column + 5].ravel() for row in (14, 15) for column in (8, 9)]
     np.testing.assert_allclose(at, expected, rtol=0, atol=1e-7)
@@ -241,12 +250,16 @@ def test_a_window_shows_its_winner_and_what_it_adds(page, shown, pooled, way, ro
         map_.scroll_into_view_if_needed()
         area = map_.bounding_box()
         at = area["x"] + area["width"] * (column - 0.5) / 12, area["y"] + area["height"] * (row - 0.5) / 12
-        (page.touchscreen.tap if way == "touch" else page.mouse.move)(*at)
+        (page.touchscreen.tap if way == "touch" else page.mouse.click)(*at)
     assert [page.locator(f"#{name}").input_value() for name in ("row", "column")] == [str(row), str(column)]
     assert page.evaluate("$('routed').toDataURL()") != before
     at = 1, row - 1, column - 1
     value, (top, left), ct = pooled[0][at], divmod(pooled[1][at], 24), shown["cotangents"][at]
     text = said(page, "one").replace(MINUS, "-")
+    page.locator("#count").press("Home")
+    assert not cells(page, "sum").any()
+    page.locator("#count").press("End")
+    np.testing.assert_allclose(cells(page, "sum"), shown["gradients"][1], atol=0.00501)
     assert f"The {shown['labels'][1]}; window in row {row}, column {column}." in text
     assert f"The winner is in row {top + 1}, column {left + 1} of the feature map" in text
     kept, received = map(float, re.search(r"its value (\S+) is kept.*the cotangent (\S+), the other", text).groups())
@@ -282,5 +295,5 @@ def test_more_digits_are_followed_by_slider_and_orders(page, shown):
         text = said(page, "more")
         assert f"median of the cosine is {median:.2f}; half of the orders lie between {low:.2f} and {high:.2f}." in text
         assert page.locator("#n").get_attribute("aria-valuetext") == str(shown["sizes"][n])
-    page.get_by_role("button", name="Another order").click()
-    assert f"In order 2 of 20 shown here it is {shown['orders'][1, 7]:.2f}." in said(page, "more")
+    page.get_by_role("button", name="Draw other digits").click()
+    assert f"In this draw, 2 of 20, it is {shown['orders'][1, 7]:.2f}." in said(page, "more")
