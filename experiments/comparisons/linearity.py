@@ -2,8 +2,8 @@
 
 Differentiation is linear, so the gradient of the mean loss is the mean of the gradients. The backward pass of a linear
 network is linear in the errors, so propagating the mean error gives the mean of the propagated errors. But the gradient
-of a weight is the product of an activation and an error, and the mean of products is the product of means only if one
-of the two is the same for all examples, as the errors are under a cost that is linear in the scores.
+of a weight is the product of an activation and an error, and the mean of products is in general the product of means
+only if one of the two is the same for all examples, as the errors are under a loss that is linear in the scores.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ NETWORKS: dict[str, tuple[layers.Network, layers.Shapes]] = {
     "LeNet": (lenet.NETWORK, lenet.NARROW),
 }
 COSTS: dict[str, layers.Cost] = {
-    "linear cost": lambda scores, label: scores @ jnp.linspace(-1, 1, 10),
+    "linear loss": lambda scores, label: scores @ jnp.linspace(-1, 1, 10),
     "squared error": lambda scores, label: jnp.square(scores - jax.nn.one_hot(label, 10)).sum(),
 }
 
@@ -55,7 +55,7 @@ def check_averaged_errors(key: jax.Array, xs: jax.Array, labels: jax.Array) -> N
                 relative_error([layer[kind] for layer in wrong], [layer[kind] for layer in right]) for kind in "bw"
             )
             text = f"averaging errors, {name}, {cost_name}: the error sent back is wrong by {biases:.0e}"
-            exact = network is LINEAR, network is LINEAR and cost_name == "linear cost"
+            exact = network is LINEAR, network is LINEAR and cost_name == "linear loss"
             holds = (biases < 1e-5, weights < 1e-5) == exact and max(biases, weights) < 10
             claim(f"{text}, weight gradients by {weights:.0e}", holds)
 

@@ -28,7 +28,7 @@ def of_mean_loss(network: Network, params: Params, xs: Array, labels: Array) -> 
 
 
 def averaged_activations(network: Network, params: Params, xs: Array, labels: Array) -> Params:
-    """(a) Averages the activations before the first pooling layer, pools once, and goes back once."""
+    """(a) Averages the feature maps of the batch before the first pooling; runs the rest once, on that average."""
     below = network.index(layers.pool)
 
     def loss(params: Params) -> Array:
@@ -40,9 +40,11 @@ def averaged_activations(network: Network, params: Params, xs: Array, labels: Ar
 
 
 def shared_routing(network: Network, params: Params, xs: Array, labels: Array) -> Params:
-    """(b) Divides the mean cotangent of each window equally among the window's elements that won for any example.
+    """(b) Spreads over all winners.
 
-    The forward pass is right. Backward, every example receives the same shares, wherever its own winners are.
+    In each window, averages the cotangents over the batch, and shares the result equally among all elements that won
+    in at least one example. The forward pass is right. Backward, every example receives the same shares, wherever
+    its own winners are.
     """
 
     def loss(params: Params) -> Array:
