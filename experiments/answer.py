@@ -107,7 +107,7 @@ def picture(answer: Answer) -> Figure:
     panels["gradient 0"].set_title("its gradient: sum of all\ncotangent x patch", fontsize=style.TITLE)
     grid(panels["mean"], answer.mean, style.SIGNED, answer.limit)
     panels["mean"].text(2, -0.7, "mean of the three", ha="center", fontsize=style.TITLE, in_layout=False)
-    limit = abs(np.array([answer.before, answer.after])).max()
+    limit = float(abs(np.array([answer.before, answer.after])).max())
     grid(panels["before"], answer.before, style.FILTER, limit)
     panels["before"].set_title("the filter before", fontsize=style.TITLE)
     grid(panels["after"], answer.after, style.FILTER, limit)

