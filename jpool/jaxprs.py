@@ -44,7 +44,7 @@ class Rewriter:
             return part
         if part not in self._done:
             other = self._rewritten(part)
-            self._done[part] = None if other is part else other  # which would keep itself alive
+            self._done[part] = None if other is part else other  # a value that is its own key would never be freed
         return self._done[part] or part
 
     def _rewritten(self, jaxpr: Any) -> Any:

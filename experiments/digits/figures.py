@@ -68,7 +68,7 @@ def hardest(params: layers.Params, digits: Digits) -> tuple[np.ndarray, int, flo
 
 
 def routing(params: layers.Params, digits: Digits, path: Path) -> None:
-    """Top, forward: input, feature map, pooled map with its winners. Bottom, backward: the cotangents being routed."""
+    """Top, forward: input, feature map with its winners, pooled map. Bottom, backward: cotangents before and after."""
     image, label, loss = hardest(params, digits)
     traced = trace(params, jnp.asarray(image) / 255.0, jnp.asarray(label))
     figure = style.figure(9, 6.4)
@@ -76,7 +76,7 @@ def routing(params: layers.Params, digits: Digits, path: Path) -> None:
 
     low, high, limit = traced.maps.min(), traced.maps.max(), np.abs(traced.ct).max()
     style.image(top_left, image, f"1  input, 28 x 28: a {label}")
-    show(top_middle, traced.maps, "gray_r", low, high, "2  feature map, one of 20, 24 x 24")
+    show(top_middle, traced.maps, "gray_r", low, high, f"2  feature map, one of {lenet.SHAPES['conv1'][-1]}, 24 x 24")
     rows, columns = np.nonzero(traced.won)
     dots = {"color": style.WINNER, "markersize": 3.2, "markeredgecolor": "black", "markeredgewidth": 0.3}
     top_middle.plot(columns, rows, "o", **dots)

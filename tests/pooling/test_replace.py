@@ -17,6 +17,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jpool
+from jpool.jaxprs import equations
+from jpool.pooling.derivative.primitives import select_p
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "promotion_as_usual")
 X = np.random.default_rng(0).integers(-3, 6, (2, 8, 6, 3)).astype(np.float32)
@@ -27,6 +29,7 @@ def pool(x, window=(1, 2, 2, 1), strides=(1, 2, 2, 1), padding="VALID", by=lax.m
 
 
 same = partial(pool, window=(1, 3, 3, 1), strides=(1, 1, 1, 1), padding="SAME")
+TWO = (1, 1, 2, 2), (1, 1, 2, 2)  # windows and strides, channels first
 ZEROS = ((0, 0), (1, 1), (2, 1), (0, 0))
 
 
@@ -139,6 +142,16 @@ def test_forward_mode_and_gradients_of_gradients():
     cubes = lambda function: lambda x: (function(x) ** 3).sum()  # noqa: E731
     both = lambda function: (jax.hessian(cubes(function))(x), jax.jvp(function, (x,), (x + 1,)))  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, both(replaced), both(pool))
+
+
+def test_a_pooling_between_moves_of_axes_is_done_before_them_if_the_same_element_stays_first():
+    def pooled_shape(*order):
+        moved = jpool.replace_pooling(lambda x: lax.reduce_window(x.transpose(order), -np.inf, lax.max, *TWO, "VALID"))
+        (select,) = [one for one in equations(jax.make_jaxpr(moved)(X).jaxpr) if one.primitive is select_p]
+        return select.invars[0].aval.shape
+
+    assert pooled_shape(0, 3, 1, 2) == X.shape  # height and width in their order
+    assert pooled_shape(0, 3, 2, 1) == (2, 3, 6, 8)
 
 
 # --- the function stays the same ---

@@ -1,8 +1,8 @@
 """replace_pooling, the public function: a function with every pooling in it by jpool.
 
-The call is traced to a jaxpr. In it `reduce_window` with max or min, by which all frameworks pool, becomes `select`,
-jpool's primitive for the values of a pooling (`derivative/primitives`): both take windows along any axes of an array of
-any rank. Its derivatives are jpool's. All else is evaluated as it was.
+The call is traced to a jaxpr. In it `reduce_window` with max or min, by which Flax, Equinox and Haiku pool, becomes
+`select`, jpool's primitive for the values of a pooling (`derivative/primitives`): both take windows along any axes of
+an array of any rank. Its derivatives are jpool's. All else is evaluated as it was.
 """
 
 import sys
